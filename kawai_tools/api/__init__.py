@@ -1,0 +1,1 @@
+"""HTTP: parse, run a row, send its payload."""

@@ -1,0 +1,64 @@
+"""From path, query and body to the request of a row, strictly."""
+
+from collections.abc import Collection, Mapping
+from urllib.parse import parse_qsl
+
+import msgspec
+
+from kawai_tools.contract import Operation, Request
+from kawai_tools.errors import InvalidBody, InvalidRequest
+
+BODILESS = frozenset({"GET", "DELETE"})
+"""Methods whose rows take query parameters; the others take a JSON body."""
+
+_MOST_PARAMETERS = 100
+
+
+def decode(row: Operation[Request], path: Mapping[str, str], query: bytes, body: bytes) -> Request:
+    """What the row is asked. Raises ``InvalidBody`` or ``InvalidRequest`` naming what is wrong."""
+    names = {field.encode_name for field in msgspec.structs.fields(row.request)}
+    takes = sorted(names.difference(row.path_fields))
+    parameters = _parameters(query, takes if row.method in BODILESS else ())
+    given = parameters if row.method in BODILESS else _keys(body, takes)
+    try:
+        return msgspec.convert({**given, **path}, row.request, strict=row.method not in BODILESS)
+    except msgspec.ValidationError as error:
+        kind = InvalidRequest if row.method in BODILESS else InvalidBody
+        raise kind(f"{row.name} cannot be asked this: {error}", _hint(takes)) from None
+
+
+def _parameters(query: bytes, takes: Collection[str]) -> dict[str, str]:
+    try:
+        pairs = parse_qsl(query.decode("latin-1"), keep_blank_values=True, max_num_fields=_MOST_PARAMETERS)
+    except ValueError as error:
+        raise InvalidRequest(f"the query cannot be read: {error}") from None
+    unknown = dict.fromkeys(name for name, _ in pairs if name not in takes)
+    if unknown:
+        raise InvalidRequest(f"unknown query parameter: {_listed(unknown)}", _hint(takes))
+    parameters = dict(pairs)
+    if len(parameters) < len(pairs):
+        raise InvalidRequest("a query parameter may be given only once")
+    return parameters
+
+
+def _keys(body: bytes, takes: Collection[str]) -> dict[str, object]:
+    if not body:
+        return {}
+    try:
+        value: object = msgspec.json.decode(body)
+    except (ValueError, RecursionError) as error:  # msgspec raises UnicodeDecodeError as it is
+        raise InvalidBody(f"the body is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise InvalidBody("the body must be a JSON object", _hint(takes))
+    unknown = [name for name in value if name not in takes]
+    if unknown:
+        raise InvalidBody(f"unknown key in the body: {_listed(unknown)}", _hint(takes))
+    return value
+
+
+def _listed(names: Collection[str]) -> str:
+    return ", ".join(repr(name[:50]) for name in list(names)[:10])
+
+
+def _hint(takes: Collection[str]) -> str:
+    return f"it takes {', '.join(takes)}" if takes else "it takes none"

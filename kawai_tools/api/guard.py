@@ -1,0 +1,124 @@
+"""What every request must pass before anything else looks at it, on every route.
+
+A web page somewhere else can make a browser send requests to this server. It cannot choose their Host
+(unless its own name is made to resolve here), cannot hide its Origin, and cannot send
+``application/json`` without asking first; so these three are checked.
+"""
+
+from collections.abc import Collection, Iterable
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from kawai_tools.api.errors import error_response
+from kawai_tools.errors import BodyTooLarge, ForeignOrigin, InvalidRequest, KawaiError, NotJson, WrongHost
+
+BODY_LIMIT = 1 << 20
+"""Bytes that a body may have."""
+
+HTTP_PORT = 80
+_LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+_ONCE = frozenset({b"host", b"authorization", b"content-type", b"content-length"})
+_READ = _ONCE | {b"origin", b"transfer-encoding"}
+
+
+def own_hosts(names: Iterable[str], port: int) -> frozenset[bytes]:
+    """Every ``Host`` that names this server, in lower case: loopback, and the names it was given.
+
+    A given name also counts without the port, since a proxy in front may listen on another.
+    """
+    given = [f"[{name}]" if name.count(":") > 1 and name[0] != "[" else name for name in names]
+    hosts = {f"{name}:{port}" for name in (*_LOOPBACK, *given)} | set(given)
+    if port == HTTP_PORT:
+        hosts.update(_LOOPBACK)
+    return frozenset(host.lower().encode() for host in hosts)
+
+
+class Guard:
+    """ASGI middleware that refuses wrong hosts, foreign origins, doubtful framing and wrong bodies."""
+
+    def __init__(self, app: ASGIApp, hosts: Collection[bytes], limit: int = BODY_LIMIT) -> None:
+        """Guard ``app``, which is known by ``hosts`` (see :func:`own_hosts`)."""
+        self._app = app
+        self._hosts = frozenset(hosts)
+        self._origins = frozenset(b"http://" + host for host in hosts)
+        self._limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or answer why not."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        try:
+            headers = _read(scope["headers"])
+            self._check_sender(headers)
+            body = self._check_body(headers, receive)
+        except KawaiError as error:
+            await error_response(error)(scope, receive, send)
+        else:
+            await self._app(scope, body, send)
+
+    def _check_sender(self, headers: dict[bytes, bytes]) -> None:
+        host = headers.get(b"host", b"").lower()
+        if host not in self._hosts:
+            raise WrongHost(
+                f"this server is not called {_shown(host)}" if host else "the request names no host",
+                "use the address that kawai serve printed; --allow-host adds a name",
+            )
+        origin = headers.get(b"origin")
+        if origin is not None and origin.lower() not in self._origins:
+            raise ForeignOrigin(f"pages of {_shown(origin)} may not use this server")
+
+    def _check_body(self, headers: dict[bytes, bytes], receive: Receive) -> Receive:
+        length = headers.get(b"content-length", b"0")
+        chunked = b"transfer-encoding" in headers
+        if chunked and b"content-length" in headers:
+            raise InvalidRequest("a body has either Content-Length or Transfer-Encoding")
+        if not length.isdigit() or len(length) > 18:  # noqa: PLR2004 - fits 64 bits
+            raise InvalidRequest(f"Content-Length cannot be {_shown(length)}")
+        if int(length) > self._limit:
+            raise self._too_large()
+        is_json = _is_json(headers.get(b"content-type", b""))
+        if not is_json and int(length):
+            raise _not_json()
+        return self._counted(receive, is_json=is_json) if chunked or int(length) else receive
+
+    def _counted(self, receive: Receive, *, is_json: bool) -> Receive:
+        """Raise when what arrives is too much, or not JSON; once, so that the rest can be thrown away."""
+        received, refused = 0, False
+
+        async def counted() -> Message:
+            nonlocal received, refused
+            message = await receive()
+            received += len(message.get("body", b""))
+            if refused or (received <= self._limit and (is_json or not received)):
+                return message
+            refused = True
+            raise self._too_large() if received > self._limit else _not_json()
+
+        return counted
+
+    def _too_large(self) -> KawaiError:
+        return BodyTooLarge(f"a body may have at most {self._limit} bytes")
+
+
+def _read(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """The headers that matter here; of several origins all count, and no two are this server's."""
+    found: dict[bytes, bytes] = {}
+    for name, value in headers:
+        if name in _READ:
+            if name in _ONCE and name in found:
+                raise InvalidRequest(f"the header {name.decode()} may be given only once")
+            found[name] = value if name not in found else found[name] + b", " + value
+    return found
+
+
+def _is_json(content_type: bytes) -> bool:
+    return content_type.partition(b";")[0].strip().lower() == b"application/json"
+
+
+def _not_json() -> KawaiError:
+    return NotJson("a body must be JSON", "send it with the header Content-Type: application/json")
+
+
+def _shown(value: bytes) -> str:
+    return repr(value[:100].decode("latin-1"))

@@ -1,0 +1,1 @@
+"""The command line: parse, run a row, show its payload."""

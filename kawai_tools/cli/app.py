@@ -1,0 +1,119 @@
+"""``kawai``: the entry point, and the one place where a failure becomes a message and an exit code."""
+
+import gc
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typer import TyperException
+
+    from kawai_tools.cli.invocation import Invocation
+    from kawai_tools.errors import KawaiError, UsageError
+
+_OBJECTS_BETWEEN_LOOKS = 50_000
+
+
+def main() -> None:
+    """Run the command line and leave the process with its exit code.
+
+    Looking for garbage while modules load, and taking the interpreter apart at the end, would cost a
+    short command a tenth of its time each: the one is made rare, the other left out.
+    """
+    gc.set_threshold(_OBJECTS_BETWEEN_LOOKS)
+    from kawai_tools.cli.output import close_quietly  # noqa: PLC0415 - loaded after the line above
+
+    code = run(sys.argv[1:])
+    close_quietly()
+    os._exit(code)
+
+
+def run(args: Sequence[str]) -> int:
+    """Carry out one command line; the exit code. Only a shell's completion leaves by ``SystemExit``."""
+    from kawai_tools.cli.invocation import Invocation  # noqa: PLC0415
+
+    this = Invocation(args)
+    try:
+        _check_platform(sys.platform)
+        _carry_out(this)
+    except BaseException as error:  # noqa: BLE001 - the outermost: told apart below, and raised if unknown
+        return _exit_code(this, error)
+    return 0
+
+
+def _check_platform(platform: str) -> None:
+    if platform not in {"linux", "darwin"}:
+        from kawai_tools.errors import UnsupportedPlatform  # noqa: PLC0415
+
+        raise UnsupportedPlatform(f"kawai runs on Linux and macOS, not on {platform}")
+
+
+def _carry_out(this: "Invocation") -> None:
+    from kawai_tools.cli.groups import root  # noqa: PLC0415
+
+    command = root()
+    if "_KAWAI_COMPLETE" in this.environ:
+        command.main(prog_name="kawai", obj=this)
+    with command.make_context("kawai", list(this.args), obj=this) as context:
+        command.invoke(context)
+
+
+def _exit_code(this: "Invocation", error: BaseException) -> int:
+    import typer  # noqa: PLC0415
+
+    from kawai_tools.cli.output import OutputFailed  # noqa: PLC0415
+    from kawai_tools.errors import EXIT_FAILURE, EXIT_INTERRUPTED  # noqa: PLC0415
+
+    if isinstance(error, typer.Exit):
+        return error.exit_code
+    if isinstance(error, BrokenPipeError):
+        return 0
+    if isinstance(error, KeyboardInterrupt):
+        return EXIT_INTERRUPTED
+    if not isinstance(error, Exception):
+        raise error
+    try:
+        if isinstance(error, OutputFailed):
+            this.output.say(f"error: {error}")
+            return EXIT_FAILURE
+        return _told(this, error)
+    except BrokenPipeError:
+        return 0
+    except OutputFailed:
+        return EXIT_FAILURE
+
+
+def _told(this: "Invocation", error: Exception) -> int:
+    output = this.output
+    output.json = output.json or "--json" in _before_dashes(this.args)
+    known = _known(this, error)
+    output.error(known.info)
+    return known.exit_code
+
+
+def _known(this: "Invocation", error: Exception) -> "KawaiError":
+    import typer  # noqa: PLC0415
+
+    from kawai_tools.errors import Internal, KawaiError  # noqa: PLC0415
+
+    if isinstance(error, KawaiError):
+        return error
+    if isinstance(error, typer.TyperException):
+        return _usage_error(error)
+    from kawai_tools.cli import logs  # noqa: PLC0415 - for what should never happen
+
+    return Internal(*logs.keep_traceback(this.places.state_dir, error, verbose=this.output.verbose))
+
+
+def _before_dashes(args: Sequence[str]) -> Sequence[str]:
+    return args[: args.index("--")] if "--" in args else args
+
+
+def _usage_error(error: "TyperException") -> "UsageError":
+    from kawai_tools.errors import UsageError  # noqa: PLC0415
+
+    words = error.format_message().rstrip(".")
+    context = getattr(error, "ctx", None)
+    hint = f"{context.command_path} --help says how it is used" if context else None
+    return UsageError(words[:1].lower() + words[1:], hint)

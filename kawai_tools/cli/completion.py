@@ -1,0 +1,15 @@
+"""What the shell offers after TAB."""
+
+import contextlib
+
+import typer
+
+from kawai_tools.cli.invocation import invocation
+
+
+def model_ids(context: typer.Context, incomplete: str) -> list[str]:
+    """The installed models whose id begins so; none where anything is amiss."""
+    found: list[str] = []
+    with contextlib.suppress(Exception):  # a shell would show whatever went wrong as if it were a word
+        found = invocation(context).workspace.models.ids()
+    return [each for each in found if each.startswith(incomplete) and each.isprintable()]

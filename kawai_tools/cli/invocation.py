@@ -1,0 +1,62 @@
+"""One run of the command line: its global options, and what they lead to, made when first used."""
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from kawai_tools.cli.output import Output
+from kawai_tools.errors import UsageError
+from kawai_tools.settings import KEYS, Settings, resolve
+
+if TYPE_CHECKING:
+    from kawai_tools.workspace import Workspace
+
+
+class Invocation:
+    """What was typed, and the workspace it is about."""
+
+    def __init__(self, args: Sequence[str]) -> None:
+        """Nothing is read yet."""
+        self.args = args
+        self.environ: Mapping[str, str] = os.environ
+        self.flags: dict[str, object] = {}
+        self.output = Output()
+
+    def flag(self, name: str, words: str | None) -> None:
+        """Take a setting from its flag. Raises ``UsageError``."""
+        if words is None:
+            return
+        try:
+            self.flags[name] = KEYS[name].parse(words)
+        except ValueError as error:
+            raise UsageError(f"--{name.replace('_', '-')} must be {error}, not {words!r}") from None
+
+    @cached_property
+    def settings(self) -> Settings:
+        """Every setting. Raises ``InvalidConfig``."""
+        return resolve(self.flags, self.environ)
+
+    @cached_property
+    def places(self) -> Settings:
+        """Settings that know the directories only: to be had also where ``config.toml`` is broken."""
+        home = self.flags.get("home") or self.environ.get("KAWAI_HOME") or None
+        return Settings(home=Path(str(home)).expanduser().absolute() if home else None)
+
+    @cached_property
+    def workspace(self) -> "Workspace":
+        """The workspace on this machine."""
+        from kawai_tools.workspace import Workspace  # noqa: PLC0415 - help needs none
+
+        return Workspace(self.settings)
+
+
+def invocation(context: typer.Context) -> Invocation:
+    """The run that a command belongs to."""
+    found = context.find_root().obj
+    if not isinstance(found, Invocation):
+        raise TypeError("a command was run outside of kawai_tools.cli.app.run")
+    return found

@@ -1,0 +1,192 @@
+"""``kawai models``: the installed models."""
+
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from kawai_tools.cli import showing
+from kawai_tools.cli.completion import model_ids
+from kawai_tools.cli.groups import LAZY, KawaiCommand, group
+from kawai_tools.cli.invocation import Invocation, invocation
+from kawai_tools.cli.running import run, run_or_none
+from kawai_tools.errors import UsageError
+from kawai_tools.models.model import LoadedModel, ModelDetails, ModelList, PlanPayload
+
+if TYPE_CHECKING:
+    from kawai_tools.transfer.pulls import Feed
+
+app = group(LAZY["models"])
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="An installed model, as models list names it.", autocompletion=model_ids
+    ),
+]
+PULL_EXAMPLES = """
+Examples:
+
+\b
+kawai models pull unsloth/Qwen3-0.6B-GGUF:Q8_0
+kawai models pull https://huggingface.co/OWNER/REPO/resolve/main/MODEL.gguf
+kawai models pull ggml-org/gemma-3-4b-it-GGUF --proj none --dry-run
+"""
+
+
+@app.command("list", cls=KawaiCommand)
+def list_(context: typer.Context) -> None:
+    """List the installed models."""
+    from kawai_tools.operations import MODELS_LIST, NoRequest  # noqa: PLC0415 - help needs none
+
+    this = invocation(context)
+    models = cast("ModelList", run(this, MODELS_LIST, NoRequest()))
+    if not models.data and not this.output.json:
+        this.output.note("no models are installed yet; kawai models pull OWNER/REPO gets one")
+        return
+    this.output.payload(models, lambda found: showing.models(this.output, found))
+
+
+@app.command(cls=KawaiCommand)
+def show(
+    context: typer.Context,
+    model: Model,
+    metadata: Annotated[
+        bool, typer.Option("--metadata", help="Show all metadata of the model's file too.")
+    ] = False,
+) -> None:
+    """Show what is known of an installed model."""
+    from kawai_tools.operations import MODELS_SHOW, ModelRequest  # noqa: PLC0415
+
+    this = invocation(context)
+    details = cast("ModelDetails", run(this, MODELS_SHOW, ModelRequest(model)))
+    this.output.payload(details, lambda found: showing.details(this.output, found, metadata=metadata))
+
+
+@app.command(cls=KawaiCommand, epilog=PULL_EXAMPLES)
+def pull(  # noqa: PLR0913, PLR0917 - one parameter for each thing that can be typed
+    context: typer.Context,
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="OWNER/REPO, OWNER/REPO:QUANT, or the address of a GGUF file; any shard stands for its set.",
+        ),
+    ],
+    proj_url: Annotated[
+        str | None,
+        typer.Argument(metavar="[PROJ_URL]", help="The projection that goes with it.", show_default=False),
+    ] = None,
+    proj: Annotated[
+        str | None,
+        typer.Option(metavar="URL|none", help="The projection, or none even where the repository has one."),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Ask the hub again and replace what has changed.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be fetched.")] = False,
+    limit_rate: Annotated[
+        str | None, typer.Option(metavar="RATE", help="Bytes per second at most, such as 20M.")
+    ] = None,
+    connections: Annotated[
+        int | None, typer.Option(metavar="N", help="Connections at most, from 1 to 64.")
+    ] = None,
+) -> None:
+    """Pull a model from a hub or an address. What was begun before is gone on with."""
+    from kawai_tools.operations import MODELS_PULL, PullRequest  # noqa: PLC0415
+
+    this = invocation(context)
+    request = PullRequest(
+        source,
+        _projection(proj_url, proj),
+        force=force,
+        dry_run=dry_run,
+        limit_rate=limit_rate,
+        connections=connections,
+    )
+    _log(this)
+    answer = run(this, MODELS_PULL, request)
+    if isinstance(answer, PlanPayload):
+        this.output.payload(answer, lambda plan: showing.plan(this.output, plan))
+    else:
+        _follow_pull(this, cast("Feed", answer))
+
+
+def _projection(positional: str | None, option: str | None) -> str | None:
+    if positional is not None and option is not None and positional != option:
+        raise UsageError("two projections are named", "give it once, as the second argument or with --proj")
+    return option if positional is None else positional
+
+
+def _log(this: Invocation) -> None:
+    from kawai_tools.cli import logs  # noqa: PLC0415 - only work that runs in threads logs
+
+    logs.configure(this.settings.state_dir, verbose=this.output.verbose)
+
+
+def _follow_pull(this: Invocation, feed: "Feed") -> None:
+    from kawai_tools.cli import following  # noqa: PLC0415
+
+    with following.stoppable() as stop:
+        last = None
+        for last in following.follow(this, feed, stop):  # noqa: B007 - the last one is told of
+            pass
+    following.tell_end(this, last, stop.exit_code)
+
+
+@app.command(cls=KawaiCommand)
+def ps(context: typer.Context) -> None:
+    """List the models that kawai serve has loaded."""
+    from kawai_tools.operations import MODELS_PS, NoRequest  # noqa: PLC0415
+
+    this = invocation(context)
+    without = "no kawai server runs on this home, so no model is loaded; kawai serve starts one"
+    loaded = cast("list[LoadedModel]", run_or_none(this, MODELS_PS, NoRequest(), without))
+    this.output.payload(loaded, lambda found: showing.loaded(this.output, found))
+
+
+@app.command(cls=KawaiCommand)
+def index(context: typer.Context) -> None:
+    """Rebuild the index from what is on disk. Finds models that were put there by hand."""
+    from kawai_tools.operations import MODELS_INDEX, NoRequest  # noqa: PLC0415
+
+    this = invocation(context)
+    run(this, MODELS_INDEX, NoRequest())
+    this.output.note("the index is up to date; kawai models list shows it")
+
+
+@app.command(cls=KawaiCommand)
+def rm(
+    context: typer.Context,
+    model: Model,
+    force: Annotated[bool, typer.Option("--force", help="End what uses the model first.")] = False,
+) -> None:
+    """Remove an installed or partly pulled model. Does not ask."""
+    from kawai_tools.operations import MODELS_REMOVE, RemoveRequest  # noqa: PLC0415
+
+    this = invocation(context)
+    run(this, MODELS_REMOVE, RemoveRequest(model, force))
+    this.output.note(f"removed {model}")
+
+
+@app.command(cls=KawaiCommand)
+def verify(
+    context: typer.Context,
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]", help="Only this one.", autocompletion=model_ids, show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Hash the files of one model, or of all, and compare. The exit code is 7 if any is not as it was."""
+    from kawai_tools.cli import following  # noqa: PLC0415
+    from kawai_tools.operations import MODELS_VERIFY, VerifyRequest  # noqa: PLC0415
+
+    this = invocation(context)
+    _log(this)
+    feed = cast("Feed", run(this, MODELS_VERIFY, VerifyRequest(model)))
+    with following.stoppable() as stop:
+        code = 0
+        for event in following.follow(this, feed, stop):
+            code = code or showing.verified(this.output, event)
+    raise typer.Exit(stop.exit_code if stop.signal else code)

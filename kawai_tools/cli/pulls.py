@@ -1,0 +1,72 @@
+"""``kawai pulls``: the pulls of the daemon of this home."""
+
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from kawai_tools.cli import showing
+from kawai_tools.cli.groups import LAZY, KawaiCommand, group
+from kawai_tools.cli.invocation import Invocation, invocation
+from kawai_tools.cli.running import run, run_or_none
+from kawai_tools.errors import EXIT_INTERRUPTED
+from kawai_tools.events import FINAL, Event
+
+if TYPE_CHECKING:
+    from kawai_tools.operations import PullRow
+    from kawai_tools.remote import RemoteFeed
+
+app = group(LAZY["pulls"])
+
+PullId = Annotated[str, typer.Argument(metavar="PULL", help="A pull, as pulls list names it.")]
+
+
+@app.command("list", cls=KawaiCommand)
+def list_(context: typer.Context) -> None:
+    """List the pulls that run, and those of the last hour."""
+    from kawai_tools.operations import PULLS_LIST, NoRequest  # noqa: PLC0415 - help needs none
+
+    this = invocation(context)
+    without = "no kawai server runs on this home, so it pulls nothing; kawai serve starts one"
+    rows = cast("list[PullRow]", run_or_none(this, PULLS_LIST, NoRequest(), without))
+    this.output.payload(rows, lambda found: showing.pulls(this.output, found))
+
+
+@app.command(cls=KawaiCommand)
+def attach(context: typer.Context, pull: PullId) -> None:
+    """Follow a pull to its end. Ctrl-C leaves it running."""
+    from kawai_tools.cli.following import tell_end  # noqa: PLC0415
+    from kawai_tools.operations import PULLS_ATTACH, PullIdRequest  # noqa: PLC0415
+
+    this = invocation(context)
+    try:
+        last = _watch(this, cast("RemoteFeed", run(this, PULLS_ATTACH, PullIdRequest(pull))))
+    except KeyboardInterrupt:
+        this.output.note(f"the pull goes on; kawai pulls attach {pull} follows it again")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    tell_end(this, last)
+
+
+def _watch(this: Invocation, feed: "RemoteFeed") -> Event | None:
+    from kawai_tools.cli.progress import renderer  # noqa: PLC0415
+
+    shown, last = renderer(this.output), None
+    try:
+        for event in feed.follow():
+            if event is None:
+                shown.tick()
+                continue
+            shown.show(event)
+            last = event if event.status in FINAL else None
+    finally:
+        shown.close()
+    return last
+
+
+@app.command(cls=KawaiCommand)
+def cancel(context: typer.Context, pull: PullId) -> None:
+    """Cancel a pull. What was fetched is kept, and another pull of the same goes on from there."""
+    from kawai_tools.operations import PULLS_CANCEL, PullIdRequest  # noqa: PLC0415
+
+    this = invocation(context)
+    run(this, PULLS_CANCEL, PullIdRequest(pull))
+    this.output.note(f"cancelled {pull}; what was fetched is kept")

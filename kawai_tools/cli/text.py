@@ -1,0 +1,161 @@
+"""Words for people: sizes, times, tables, and nothing that could command a terminal.
+
+Pure functions of their arguments. Tables are plain strings: one of 10,000 rows must cost next to nothing.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+WIDTH = 80
+"""Columns that a table fits where the terminal does not say how many it has."""
+
+_UNITS = ("kB", "MB", "GB", "TB", "PB", "EB")
+_SCALES = ("", "K", "M", "B", "T")
+_AGES = ((365 * 86400, "year"), (30 * 86400, "month"), (7 * 86400, "week"), (86400, "day"))
+_SHORT_AGES = ((3600, "hour"), (60, "minute"))
+_NAMED = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+_NARROWEST = 12
+
+
+class Column(NamedTuple):
+    """How one column of a table is set; the one that ``shrinks`` gives way on a narrow terminal."""
+
+    title: str
+    right: bool = False
+    shrinks: bool = False
+
+
+def safe(text: str) -> str:
+    """The text with control, bidi and other invisible characters written out: names come from strangers."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else _escaped(char) for char in text)
+
+
+def _escaped(char: str) -> str:
+    code = ord(char)
+    if char in _NAMED:
+        return _NAMED[char]
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"  # noqa: PLR2004
+
+
+def size(count: int | None) -> str:
+    """Bytes as ``98.4 MB``, decimal."""
+    if count is None:
+        return "-"
+    if count < 1000:  # noqa: PLR2004 - the unit's base
+        return f"{count} B"
+    value, unit = count / 1000, 0
+    while value >= 999.95 and unit < len(_UNITS) - 1:  # noqa: PLR2004 - would be shown as 1000.0
+        value, unit = value / 1000, unit + 1
+    return f"{value:.1f} {_UNITS[unit]}"
+
+
+def rate(count: int | None) -> str:
+    """Bytes per second as ``20.1 MB/s``."""
+    return "" if count is None else f"{size(count)}/s"
+
+
+def parameters(count: int | None) -> str:
+    """A number of parameters as ``135M`` or ``8.03B``."""
+    if count is None:
+        return "-"
+    value, scale = float(count), 0
+    while value >= 999.5 and scale < len(_SCALES) - 1:  # noqa: PLR2004 - would be shown as 1e+03
+        value, scale = value / 1000, scale + 1
+    return f"{value:.3g}{_SCALES[scale]}"
+
+
+def duration(seconds: int | None) -> str:
+    """Seconds as ``0:03`` or ``1:02:03``."""
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(max(0, seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def ago(time: datetime | None, now: datetime) -> str:
+    """A time as ``3 days ago``; ``-`` where there is none."""
+    if time is None:
+        return "-"
+    seconds = int((now - time).total_seconds())
+    for length, name in (*_AGES, *_SHORT_AGES):
+        if seconds >= length:
+            count = seconds // length
+            return f"{count} {name}{'s' if count > 1 else ''} ago"
+    return "just now"
+
+
+def moment(time: datetime | None) -> str:
+    """A time to the second, in UTC."""
+    return "-" if time is None else time.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def shown_width(text: str) -> int:
+    """Columns that a text takes on a terminal."""
+    if text.isascii():
+        return len(text)
+    import unicodedata  # noqa: PLC0415 - only where a name is not plain ASCII
+
+    wide = sum(unicodedata.east_asian_width(char) in "WF" for char in text)
+    return len(text) + wide - sum(bool(unicodedata.combining(char)) for char in text)
+
+
+def shrunk(text: str, width: int) -> str:
+    """The text with its middle left out where it is wider than ``width``."""
+    if shown_width(text) <= width:
+        return text
+    head, tail = width // 2, (width - 1) // 2
+    while shown_width(text[:head]) + shown_width(text[len(text) - tail :]) >= width and head + tail > 1:
+        head, tail = (head - 1, tail) if head >= tail else (head, tail - 1)
+    return f"{text[:head]}…{text[len(text) - tail :]}"
+
+
+def clipped(text: str, width: int) -> str:
+    """The text, its end left out where it is longer than ``width`` characters."""
+    return text if len(text) <= width else f"{text[: width - 1]}…"
+
+
+def table(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int | None) -> str:
+    """Rows under titles, in columns two spaces apart, made to fit ``width`` (``None``: as wide as it is)."""
+    cells = [_safe_all([column.title, *(row[at] for row in rows)]) for at, column in enumerate(columns)]
+    widths = [_widest(column) for column in cells]
+    if width is not None:
+        _fit(columns, cells, widths, width)
+    lines = zip(*map(_padded, columns, cells, widths), strict=True)
+    return "".join([f"{'  '.join(line).rstrip()}\n" for line in lines])
+
+
+def _safe_all(cells: list[str]) -> list[str]:
+    return cells if "".join(cells).isprintable() else [safe(cell) for cell in cells]
+
+
+def _widest(cells: list[str]) -> int:
+    return max(map(len if "".join(cells).isascii() else shown_width, cells))
+
+
+def _fit(columns: Sequence[Column], cells: list[list[str]], widths: list[int], width: int) -> None:
+    over = sum(widths) + 2 * (len(widths) - 1) - width
+    for at, column in enumerate(columns):
+        if column.shrinks and over > 0:
+            less = max(_NARROWEST, widths[at] - over)
+            over -= widths[at] - less
+            widths[at] = less
+            cells[at] = [shrunk(cell, less) for cell in cells[at]]
+
+
+def _padded(column: Column, cells: list[str], width: int) -> list[str]:
+    if "".join(cells).isascii():
+        return [cell.rjust(width) if column.right else cell.ljust(width) for cell in cells]
+    gaps = [" " * (width - shown_width(cell)) for cell in cells]
+    return [gap + cell if column.right else cell + gap for cell, gap in zip(cells, gaps, strict=True)]
+
+
+def facts(pairs: Sequence[tuple[str, str]]) -> str:
+    """Names and values, one pair a line, the values in one column."""
+    width = max((shown_width(name) for name, _ in pairs), default=0)
+    return "".join(
+        f"{name}{' ' * (width - shown_width(name))}  {value}".rstrip() + "\n" for name, value in pairs
+    )

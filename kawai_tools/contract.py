@@ -1,0 +1,88 @@
+"""The shape of a row of the table of operations.
+
+One row says all that both faces need: how it is reached over HTTP, what it takes and gives, who may, where
+it runs, and the function that carries it out on a workspace. ``operations.py`` holds the rows.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from kawai_tools.events import Event
+from kawai_tools.workspace import Workspace
+
+
+class Level(StrEnum):
+    """Who may, once authentication is on."""
+
+    HEALTH = "health"
+    READ = "read"
+    CATALOG_PULL = "catalog_pull"
+    USE = "use"
+    ADMIN = "admin"
+
+
+class Where(StrEnum):
+    """Where a row runs when the command line asks: in its own process, in the daemon, or never remotely."""
+
+    ANY = "any"
+    SERVER = "server"
+    HERE = "here"
+
+
+class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of what a row takes: path parameters, query parameters and body keys are its fields."""
+
+
+@dataclass(frozen=True)
+class Payload:
+    """A row that answers with one JSON value of this type."""
+
+    type: Any
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """A row that answers with nothing (204)."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A row that answers with events; with ``dry_run`` set in the request, with a payload instead.
+
+    What its function returns is a :class:`~kawai_tools.transfer.pulls.Feed`.
+    """
+
+    event: type[Event]
+    dry_run: Any = None
+
+
+R = TypeVar("R", bound=Request)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operation(Generic[R]):
+    """One thing kawai can be asked to do.
+
+    ``path`` is ``None`` for a row without a route. Fields of ``request`` named in ``path`` come from
+    there; for ``GET`` and ``DELETE`` the others are query parameters, else keys of the JSON body.
+    """
+
+    name: str
+    method: str
+    path: str | None
+    request: type[R]
+    result: Payload | Nothing | Stream
+    level: Level
+    run: Callable[[Workspace, R], object]
+    summary: str
+    where: Where = Where.ANY
+    path_fields: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Read the path parameters off the path."""
+        names = tuple(part[1:-1] for part in (self.path or "").split("/") if part.startswith("{"))
+        object.__setattr__(self, "path_fields", names)

@@ -1,0 +1,427 @@
+"""Everything kawai refuses or fails at, as one tree.
+
+An error knows its stable ``code``, its ``message`` (what happened to what), an optional ``hint``
+(what to do) and its type; it knows nothing of terminals or HTTP beyond the table below.
+``cli/app.py`` and ``api/errors.py`` each translate the base class once.
+
+::
+
+    KawaiError
+    ├── InvalidRequest      the request makes no sense
+    │   ├── InvalidId
+    │   ├── InvalidSource
+    │   ├── LocalPath
+    │   ├── PageUrl
+    │   ├── NotAProjection
+    │   ├── InvalidBody
+    │   ├── InvalidConfig
+    │   ├── UsageError
+    │   ├── MethodNotAllowed
+    │   ├── BodyTooLarge
+    │   ├── NotJson
+    │   └── WrongHost
+    ├── NotFound            no such thing
+    │   ├── ModelNotFound
+    │   ├── PullNotFound
+    │   ├── RepoNotFound
+    │   ├── RevisionNotFound
+    │   ├── FileNotOnHub
+    │   ├── QuantizationNotFound
+    │   └── RouteNotFound
+    ├── NotAllowed          known, and refused
+    │   ├── ForeignOrigin
+    │   ├── HostNotAllowed
+    │   └── ModelGated
+    ├── Conflict            not in the present state
+    │   ├── Ambiguous
+    │   ├── AmbiguousFile
+    │   ├── InUse
+    │   ├── DifferentVersion
+    │   ├── AlreadyServing
+    │   ├── PortInUse
+    │   └── HubTokenRequired
+    ├── Upstream            hub, release server or engine failed
+    │   ├── Unreachable
+    │   ├── UpstreamTimeout
+    │   ├── RateLimited
+    │   ├── BadRedirect
+    │   ├── BadCertificate
+    │   └── BadResponse
+    ├── Integrity           bytes that are not what they should be
+    │   ├── DigestMismatch
+    │   ├── MalformedGguf
+    │   ├── NotAModel
+    │   ├── IncompleteModel
+    │   └── BrokenState
+    ├── NoSpace             the disk would not hold it
+    ├── Unavailable         not now
+    │   ├── Offline
+    │   ├── NoServer
+    │   ├── ServerClosing
+    │   ├── HomeNotWritable
+    │   ├── StoreMissing
+    │   ├── IndexUnavailable
+    │   └── UnsupportedPlatform
+    └── Internal            a bug in kawai
+        └── RemoteFault
+"""
+
+import re
+from enum import StrEnum
+from typing import ClassVar, NamedTuple
+
+import msgspec
+
+
+class ErrorType(StrEnum):
+    """The nine kinds of failure; the second word of every error."""
+
+    INVALID_REQUEST = "invalid_request"
+    NOT_FOUND = "not_found"
+    NOT_ALLOWED = "not_allowed"
+    CONFLICT = "conflict"
+    UPSTREAM = "upstream"
+    INTEGRITY = "integrity"
+    NO_SPACE = "no_space"
+    UNAVAILABLE = "unavailable"
+    INTERNAL = "internal"
+
+
+class Outcome(NamedTuple):
+    """How one type of error leaves kawai: the process's exit code and the HTTP statuses it may use."""
+
+    exit_code: int
+    statuses: tuple[int, ...]
+
+
+OUTCOMES: dict[ErrorType, Outcome] = {
+    ErrorType.INVALID_REQUEST: Outcome(2, (400, 405, 408, 413, 414, 415, 421, 431)),
+    ErrorType.NOT_FOUND: Outcome(3, (404,)),
+    ErrorType.NOT_ALLOWED: Outcome(4, (401, 403)),
+    ErrorType.CONFLICT: Outcome(5, (409, 412)),
+    ErrorType.UPSTREAM: Outcome(6, (502, 504)),
+    ErrorType.INTEGRITY: Outcome(7, (422,)),
+    ErrorType.NO_SPACE: Outcome(8, (507,)),
+    ErrorType.UNAVAILABLE: Outcome(9, (503, 429)),
+    ErrorType.INTERNAL: Outcome(70, (500,)),
+}
+"""The one table from a type of error to exit code and statuses (the first is the usual one)."""
+
+EXIT_FAILURE = 1
+EXIT_INTERRUPTED = 130
+
+
+class ErrorInfo(msgspec.Struct, frozen=True):
+    """An error as it is shown to programs, over HTTP, in ``--json`` and inside a ``failed`` event."""
+
+    code: str
+    type: ErrorType
+    message: str
+    hint: str | None
+
+
+class ErrorBody(msgspec.Struct, frozen=True):
+    """The whole body of an error answer."""
+
+    error: ErrorInfo
+
+
+class KawaiError(Exception):
+    """Base of all that kawai refuses or fails at."""
+
+    code: ClassVar[str] = "error"
+    type: ClassVar[ErrorType] = ErrorType.INTERNAL
+    status: ClassVar[int] = 500
+
+    def __init_subclass__(cls, *, code: str | None = None, status: int | None = None) -> None:
+        """Name the code after the class unless it is given; inherit the status unless it is given."""
+        cls.code = code or re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
+        cls.status = status or cls.status
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        """Say what happened to what, and what to do about it."""
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.reported: ErrorInfo | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code of a process that ends with this error."""
+        return OUTCOMES[self.type].exit_code
+
+    @property
+    def info(self) -> ErrorInfo:
+        """The error as programs see it."""
+        return self.reported or ErrorInfo(self.code, self.type, self.message, self.hint)
+
+
+class InvalidRequest(KawaiError):
+    """The request makes no sense.."""
+
+    type = ErrorType.INVALID_REQUEST
+    status = 400
+
+
+class InvalidId(InvalidRequest):
+    """An id that is no id, or tries to be a path.."""
+
+
+class InvalidSource(InvalidRequest):
+    """Words that name nothing that could be pulled.."""
+
+
+class LocalPath(InvalidRequest):
+    """A path on this machine where a source is wanted.."""
+
+
+class PageUrl(InvalidRequest):
+    """A page of the hub where a file is wanted.."""
+
+
+class NotAProjection(InvalidRequest):
+    """A second URL that is not a projection.."""
+
+
+class InvalidBody(InvalidRequest):
+    """A request body that does not fit its row.."""
+
+
+class InvalidConfig(InvalidRequest):
+    """Config.toml, a variable or a flag that cannot be read.."""
+
+
+class UsageError(InvalidRequest, code="usage"):
+    """A command line that makes no sense.."""
+
+
+class MethodNotAllowed(InvalidRequest, status=405):
+    """The path exists, the method does not.."""
+
+
+class BodyTooLarge(InvalidRequest, status=413):
+    """More bytes than this route takes.."""
+
+
+class NotJson(InvalidRequest, code="unsupported_media_type", status=415):
+    """A body that is not application/json.."""
+
+
+class WrongHost(InvalidRequest, status=421):
+    """A Host that does not name this server.."""
+
+
+class NotFound(KawaiError):
+    """No such thing.."""
+
+    type = ErrorType.NOT_FOUND
+    status = 404
+
+
+class ModelNotFound(NotFound):
+    """No installed model answers to these words.."""
+
+
+class PullNotFound(NotFound):
+    """No running or recent pull has this id.."""
+
+
+class RepoNotFound(NotFound):
+    """The hub has no such repository.."""
+
+
+class RevisionNotFound(NotFound):
+    """The repository has no such branch, tag or commit.."""
+
+
+class FileNotOnHub(NotFound, code="file_not_found"):
+    """The repository or server has no such file.."""
+
+
+class QuantizationNotFound(NotFound):
+    """The repository lacks this quantization.."""
+
+
+class RouteNotFound(NotFound):
+    """No such path.."""
+
+
+class NotAllowed(KawaiError):
+    """Known, and refused.."""
+
+    type = ErrorType.NOT_ALLOWED
+    status = 403
+
+
+class ForeignOrigin(NotAllowed):
+    """A web page of somewhere else.."""
+
+
+class HostNotAllowed(NotAllowed):
+    """A host this server may not fetch from.."""
+
+
+class ModelGated(NotAllowed):
+    """The hub refuses the hub token.."""
+
+
+class Conflict(KawaiError):
+    """Not in the present state.."""
+
+    type = ErrorType.CONFLICT
+    status = 409
+
+
+class Ambiguous(Conflict):
+    """Several things answer to these words.."""
+
+
+class AmbiguousFile(Conflict):
+    """A repository with several files and no word which.."""
+
+
+class InUse(Conflict):
+    """Loaded, being pulled, or being removed.."""
+
+
+class DifferentVersion(Conflict):
+    """What is installed is not what is asked for.."""
+
+
+class AlreadyServing(Conflict):
+    """Another server runs on this home.."""
+
+
+class PortInUse(Conflict):
+    """Another program listens there.."""
+
+
+class HubTokenRequired(Conflict, status=412):
+    """The hub wants a token and none is set.."""
+
+
+class Upstream(KawaiError):
+    """Hub, release server or engine failed.."""
+
+    type = ErrorType.UPSTREAM
+    status = 502
+
+
+class Unreachable(Upstream):
+    """Refused, cut off or broken, again and again.."""
+
+
+class UpstreamTimeout(Upstream, status=504):
+    """It answered too slowly, or fell silent.."""
+
+
+class RateLimited(Upstream):
+    """429, and waiting did not help.."""
+
+
+class BadRedirect(Upstream):
+    """A redirect that loops, leaves http(s) or is refused.."""
+
+
+class BadCertificate(Upstream):
+    """TLS that cannot be trusted.."""
+
+
+class BadResponse(Upstream):
+    """An answer that breaks its protocol.."""
+
+
+class Integrity(KawaiError):
+    """Bytes that are not what they should be.."""
+
+    type = ErrorType.INTEGRITY
+    status = 422
+
+
+class DigestMismatch(Integrity):
+    """SHA-256 or size differ from what was promised.."""
+
+
+class MalformedGguf(Integrity):
+    """Not a GGUF file, or a broken one.."""
+
+
+class NotAModel(Integrity):
+    """A web page, a pointer or a projection instead of a model.."""
+
+
+class IncompleteModel(Integrity):
+    """A set of shards or files with one missing.."""
+
+
+class BrokenState(Integrity):
+    """A state file that cannot be trusted.."""
+
+
+class NoSpace(KawaiError):
+    """The disk would not hold it.."""
+
+    type = ErrorType.NO_SPACE
+    status = 507
+
+
+class Unavailable(KawaiError):
+    """Not now.."""
+
+    type = ErrorType.UNAVAILABLE
+    status = 503
+
+
+class Offline(Unavailable):
+    """The network is needed and --offline forbids it.."""
+
+
+class NoServer(Unavailable):
+    """No kawai server runs on this home.."""
+
+
+class ServerClosing(Unavailable):
+    """The server is shutting down.."""
+
+
+class HomeNotWritable(Unavailable):
+    """The directory for kawai's files cannot be written.."""
+
+
+class StoreMissing(Unavailable):
+    """The store's directory is not there (an unmounted disk?).."""
+
+
+class IndexUnavailable(Unavailable):
+    """The index cannot be used where it is.."""
+
+
+class UnsupportedPlatform(Unavailable):
+    """Kawai does not run on this operating system.."""
+
+
+class Internal(KawaiError):
+    """A bug in kawai.."""
+
+    type = ErrorType.INTERNAL
+    status = 500
+
+
+class RemoteFault(Internal):
+    """A bug in the kawai that was asked.."""
+
+
+def tree(root: type[KawaiError] = KawaiError) -> list[type[KawaiError]]:
+    """Every class of error from ``root`` down, parents before children, in order of definition."""
+    return [root, *(each for child in root.__subclasses__() for each in tree(child))]
+
+
+def from_info(info: ErrorInfo) -> KawaiError:
+    """The error another kawai reported; one with a code this version does not know keeps its type."""
+    by_code = {each.code: each for each in tree()}
+    known = by_code.get(info.code)
+    if known is None or known.type is not info.type:
+        known = next(each for each in KawaiError.__subclasses__() if each.type is info.type)
+    error = known(info.message, info.hint)
+    error.reported = info
+    return error

@@ -1,0 +1,98 @@
+"""Progress events: frozen, raw integers, one shape a kind of work.
+
+Sizes are bytes, rates bytes per second, ETAs seconds. A key whose value is not known is ``None``.
+``seq`` counts from 1 within one stream. Formatting is the business of whoever shows them.
+"""
+
+from enum import StrEnum
+
+import msgspec
+
+from kawai_tools.errors import ErrorInfo
+
+
+class Status(StrEnum):
+    """Where a piece of work stands; the last five end it."""
+
+    RESOLVING = "resolving"
+    WAITING = "waiting"
+    DOWNLOADING = "downloading"
+    VERIFYING = "verifying"
+    UNPACKING = "unpacking"
+    PROBING = "probing"
+    INSTALLING = "installing"
+    DOWNLOADED = "downloaded"
+    EXISTS = "exists"
+    VERIFIED = "verified"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+FINAL = frozenset({Status.DOWNLOADED, Status.EXISTS, Status.VERIFIED, Status.FAILED, Status.CANCELLED})
+"""A stream of one piece of work has exactly one event with such a status: its last."""
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """What a Pull knows of itself, whatever it pulls; each noun renders it as its own event."""
+
+    status: Status
+    file: str | None = None
+    completed: int = 0
+    total: int | None = None
+    file_completed: int | None = None
+    file_total: int | None = None
+    rate: int | None = None
+    eta: int | None = None
+    error: ErrorInfo | None = None
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """What every event has, whatever the work."""
+
+    status: Status
+
+
+class PullEvent(Event, frozen=True, kw_only=True):
+    """One step of any Pull: ``pull`` is the Pull's id, ``seq`` the event's number in its log."""
+
+    file: str | None
+    completed: int
+    total: int | None
+    rate: int | None
+    eta: int | None
+    error: ErrorInfo | None
+    pull: str
+    seq: int
+
+
+class ModelPullEvent(PullEvent, frozen=True, kw_only=True):
+    """One step of the pull of a model; paths are relative to the store."""
+
+    id: str
+    file_completed: int | None
+    file_total: int | None
+    model_files: list[str]
+    proj_file: str | None
+    downloaded: bool
+
+
+class FileCheck(msgspec.Struct, frozen=True):
+    """One verified file: ``expected`` is ``None`` where no digest was known beforehand."""
+
+    path: str
+    ok: bool
+    sha256: str | None
+    expected: str | None
+
+
+class VerifyEvent(Event, frozen=True, kw_only=True):
+    """One step of the verification of a model."""
+
+    id: str
+    file: str | None
+    completed: int
+    total: int
+    rate: int | None
+    eta: int | None
+    files: list[FileCheck]
+    error: ErrorInfo | None

@@ -1,0 +1,192 @@
+"""State on disk, written one way: whole, synced, then renamed into place.
+
+The only module that writes state files. A reader sees the old file or the new one, also after a crash or
+a power failure. Locks are ``flock`` locks: the kernel drops them when a process ends, however it ends.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from kawai_tools.errors import HomeNotWritable, NoSpace
+
+_SAFELY = os.O_CLOEXEC | os.O_NOFOLLOW
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_DENIED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
+_DENIED |= {errno.ELOOP, errno.EIO}
+
+
+@contextlib.contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn what a full or unwritable disk answers into ``NoSpace`` and ``HomeNotWritable``."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise NoSpace(
+                f"the disk that holds {path} is full ({free_space(path):,} bytes free)",
+                "free some space and try again; what was downloaded is kept",
+            ) from error
+        if error.errno in _DENIED:
+            raise HomeNotWritable(
+                f"cannot write {path}: {error.strerror}",
+                "make the directory writable, or name another one with --home or KAWAI_HOME",
+            ) from error
+        raise
+
+
+def make_directory(path: Path, mode: int = 0o755) -> Path:
+    """Make a directory and its parents; one that is there already keeps its mode."""
+    with storage_errors(path):
+        path.mkdir(mode=mode, parents=True, exist_ok=True)
+    return path
+
+
+def sync_directory(path: Path) -> None:
+    """Make renames and removals in a directory durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_atomically(path: Path, data: bytes, *, mode: int = 0o644, durable: bool = True) -> None:
+    """Replace a file's content, or leave the old one: temporary name, write, sync, rename, sync.
+
+    ``durable=False`` skips the syncs, for hints that may be lost with the power but never be torn.
+    Raises ``NoSpace`` or ``HomeNotWritable``.
+    """
+    temporary = path.with_name(f".{secrets.token_hex(8)}.partial")  # the name itself may be of full length
+    with storage_errors(path):
+        try:
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+            with os.fdopen(fd, "wb") as file:
+                file.write(data)
+                file.flush()
+                if durable:
+                    os.fsync(fd)
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        if durable:
+            sync_directory(path.parent)
+
+
+def move_into_place(source: Path, target: Path) -> None:
+    """Give a synced file its final name, durably; parents are made."""
+    make_directory(target.parent)
+    with storage_errors(target):
+        source.replace(target)
+        sync_directory(target.parent)
+        sync_directory(source.parent)
+
+
+def read_if_there(path: Path) -> bytes | None:
+    """The file's content, or ``None`` where there is no such file."""
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def existing_parent(path: Path) -> Path:
+    """The nearest directory at or above ``path`` that exists."""
+    while not path.is_dir():
+        path = path.parent
+    return path
+
+
+def free_space(path: Path) -> int:
+    """Bytes that this user may still write on the disk that holds, or would hold, ``path``."""
+    stats = os.statvfs(existing_parent(path))
+    return stats.f_bavail * stats.f_frsize
+
+
+def reserve(fd: int, size: int) -> None:
+    """Make a file ``size`` bytes long and, where the file system can, claim the blocks now."""
+    allocate = getattr(os, "posix_fallocate", None)
+    if allocate is None or size == 0:
+        os.ftruncate(fd, size)
+        return
+    try:
+        allocate(fd, 0, size)
+    except OSError as error:
+        if error.errno not in {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}:
+            raise
+        os.ftruncate(fd, size)
+
+
+class Lock:
+    """A lock file, held shared or exclusively until closed; never waits.
+
+    The file stays, unless its holder removes it with :meth:`remove`: then whoever opened the removed one
+    notices and takes the new one instead. It is made with an mtime of 0, which holders may use to tell when
+    they last did; locking leaves it alone.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Name the lock; nothing is opened yet."""
+        self.path = path
+        self._fd: int | None = None
+        self._guard = threading.Lock()
+
+    def acquire(self, *, shared: bool = False) -> bool:
+        """Take the lock if nobody holds it in a way that forbids that; say whether it was taken."""
+        with self._guard, storage_errors(self.path):
+            while self._fd is None:
+                fd = self._open(shared=shared)
+                try:
+                    fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    os.close(fd)
+                    return False
+                if _same_file(fd, self.path):
+                    self._fd = fd
+                else:
+                    os.close(fd)
+            return True
+
+    def _open(self, *, shared: bool) -> int:
+        """Open the file, made if need be; shared also where it may only be read."""
+        while True:
+            try:
+                return os.open(self.path, (os.O_RDONLY if shared else os.O_RDWR) | _SAFELY)
+            except FileNotFoundError:
+                make_directory(self.path.parent)
+            with contextlib.suppress(FileExistsError, FileNotFoundError):  # another was quicker: look again
+                fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _SAFELY, 0o644)
+                os.utime(fd, (0, 0))
+                return fd
+
+    def release(self) -> None:
+        """Let go; a lock that is not held is left alone."""
+        with self._guard:
+            if self._fd is not None:
+                os.close(self._fd)
+                self._fd = None
+
+    def remove(self) -> None:
+        """Remove the file of a lock that is held, then let go."""
+        if self._fd is not None:
+            self.path.unlink(missing_ok=True)
+        self.release()
+
+    def write(self, data: bytes) -> None:
+        """Say in the held file who holds it; for people and messages, never for decisions."""
+        if self._fd is not None:
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, data, 0)
+
+
+def _same_file(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except FileNotFoundError:
+        return False

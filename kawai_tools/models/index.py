@@ -1,0 +1,192 @@
+"""The index: what the disk says, in SQLite, so that lists and look-ups need not read it all again.
+
+A cache: losing it loses nothing, and one that is damaged or of another version is made anew. It uses a
+rollback journal, not a write-ahead log, because that is safe on network file systems that lock.
+"""
+
+import contextlib
+import sqlite3
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from kawai_tools.errors import IndexUnavailable
+from kawai_tools.files import make_directory
+from kawai_tools.models.records import Entry
+
+VERSION = 1
+BUSY_SECONDS = 10.0
+_DAMAGED = {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+"""What SQLite says of a file that is no database, a broken one, or one with other tables."""
+
+_SCHEMA = (
+    """CREATE TABLE model (
+        key TEXT PRIMARY KEY,        -- the id, case folded
+        path TEXT NOT NULL UNIQUE,   -- what names it in the store
+        stem TEXT NOT NULL,          -- case folded
+        owner_stem TEXT NOT NULL,    -- case folded
+        entry BLOB NOT NULL
+    ) WITHOUT ROWID""",
+    "CREATE INDEX model_stem ON model (stem)",
+    "CREATE INDEX model_owner_stem ON model (owner_stem)",
+    "CREATE TABLE source (words TEXT NOT NULL, key TEXT NOT NULL, PRIMARY KEY (words, key)) WITHOUT ROWID",
+    f"PRAGMA user_version = {VERSION}",
+)
+
+_decode = msgspec.json.Decoder(Entry).decode
+_decode_all = msgspec.json.Decoder(list[Entry]).decode
+
+T = TypeVar("T")
+
+
+class IdTaken(Exception):  # noqa: N818 - a race that was lost, not an error
+    """Another model has got this id meanwhile."""
+
+
+class Index:
+    """One SQLite file; every method opens it for itself, so threads and processes may share."""
+
+    def __init__(self, path: Path, rebuild: Callable[[], list[Entry] | None]) -> None:
+        """``rebuild`` says what is on disk, or ``None`` where there is no store to look at."""
+        self.path = path
+        self._rebuild = rebuild
+
+    def all(self) -> list[Entry]:
+        """Every model, sorted by id."""
+
+        def read(db: sqlite3.Connection) -> list[Entry]:
+            rows = [row[0] for row in db.execute("SELECT entry FROM model ORDER BY key")]
+            return _decode_all(b"[" + b",".join(rows) + b"]")
+
+        return self._use(read)
+
+    def keys(self) -> set[str]:
+        """The ids, case folded."""
+        return self._use(lambda db: {row[0] for row in db.execute("SELECT key FROM model")})
+
+    def by_id(self, name: str) -> Entry | None:
+        """The model that has just this id."""
+        return next(iter(self._where("key = ?", name.casefold())), None)
+
+    def by_path(self, path: str) -> Entry | None:
+        """The model whose files have this path in the store."""
+        return next(iter(self._where("path = ?", path)), None)
+
+    def by_owner_and_stem(self, name: str) -> list[Entry]:
+        """The models of one owner with one file stem (from several repositories)."""
+        return self._where("owner_stem = ?", name.casefold())
+
+    def by_stem(self, name: str) -> list[Entry]:
+        """The models with one file stem."""
+        return self._where("stem = ?", name.casefold())
+
+    def by_source(self, words: str) -> list[Entry]:
+        """The models that were pulled by these words."""
+        return self._where("key IN (SELECT key FROM source WHERE words = ?)", words)
+
+    def by_repository(self, owner: str, repo: str) -> list[Entry]:
+        """The models in one repository's folder."""
+        return self._where("path >= ? AND path < ?", f"{owner}/{repo}/", f"{owner}/{repo}0")
+
+    def _where(self, condition: str, *values: str) -> list[Entry]:
+        query = f"SELECT entry FROM model WHERE {condition} ORDER BY key"  # noqa: S608 - our own words
+        return self._use(lambda db: [_decode(row[0]) for row in db.execute(query, values)])
+
+    def put(self, entries: Iterable[Entry], gone: Iterable[str] = ()) -> None:
+        """Add or replace models, and forget those at the paths ``gone``, in one step. Raises ``IdTaken``."""
+        entries = list(entries)
+        paths = [*gone, *(entry.record.path for entry in entries)]
+
+        def write(db: sqlite3.Connection) -> None:
+            db.execute("BEGIN IMMEDIATE")
+            for path in paths:
+                _forget(db, path)
+            for entry in entries:
+                _insert(db, entry)
+            db.execute("COMMIT")
+
+        self._use(write)
+
+    def _use(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Do some work; an index that turns out to be damaged is made anew first."""
+        try:
+            return self._try(work)
+        except sqlite3.IntegrityError as error:
+            raise IdTaken from error
+        except (sqlite3.Error, msgspec.DecodeError) as error:
+            if isinstance(error, sqlite3.Error) and error.sqlite_errorcode & 0xFF not in _DAMAGED:
+                raise self._unavailable(error) from error
+        self._discard()
+        try:
+            return self._try(work)
+        except (sqlite3.Error, msgspec.DecodeError) as error:
+            raise self._unavailable(error) from error
+
+    def _try(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        with contextlib.closing(self._open()) as db:
+            return work(db)
+
+    def _open(self) -> sqlite3.Connection:
+        """The index of this version, made and filled if need be; an empty one where there is no store."""
+        if self.path.exists():
+            db = _connect(self.path)
+            if _is_current(db):
+                return db
+            db.close()
+        # Looked at before anything is locked: where two do so, the first to have done makes the index.
+        entries = self._rebuild()
+        if entries is not None:
+            make_directory(self.path.parent)
+        db = _connect(self.path if entries is not None else ":memory:")
+        db.execute("BEGIN IMMEDIATE")
+        if not _is_current(db):
+            _make(db, entries or [])
+        db.execute("COMMIT")
+        return db
+
+    def _discard(self) -> None:
+        for suffix in ("", "-journal", "-wal", "-shm"):
+            self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+
+    def _unavailable(self, error: Exception) -> IndexUnavailable:
+        return IndexUnavailable(
+            f"the index {self.path} cannot be used: {error}",
+            "put kawai's home on a disk that can be written and can lock files (--home, KAWAI_HOME); "
+            "removing the index loses nothing",
+        )
+
+
+def _connect(path: Path | str) -> sqlite3.Connection:
+    return sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
+
+
+def _is_current(db: sqlite3.Connection) -> bool:
+    try:
+        return bool(db.execute("PRAGMA user_version").fetchone()[0] == VERSION)
+    except sqlite3.Error:
+        db.close()
+        raise
+
+
+def _make(db: sqlite3.Connection, entries: list[Entry]) -> None:
+    for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+        db.execute(f'DROP TABLE "{name}"')
+    for statement in _SCHEMA:
+        db.execute(statement)
+    for entry in entries:
+        _insert(db, entry)
+
+
+def _forget(db: sqlite3.Connection, path: str) -> None:
+    db.execute("DELETE FROM source WHERE key IN (SELECT key FROM model WHERE path = ?)", (path,))
+    db.execute("DELETE FROM model WHERE path = ?", (path,))
+
+
+def _insert(db: sqlite3.Connection, entry: Entry) -> None:
+    record = entry.record
+    key, stem = record.id.casefold(), record.stem.casefold()
+    row = (key, record.path, stem, f"{record.owner.casefold()}/{stem}", msgspec.json.encode(entry))
+    db.execute("INSERT INTO model VALUES (?, ?, ?, ?, ?)", row)
+    db.executemany("INSERT OR REPLACE INTO source VALUES (?, ?)", [(words, key) for words in record.sources])

@@ -1,0 +1,75 @@
+"""Every path in the store and beside it.
+
+::
+
+    models/<owner>/<repo>/<file>.gguf                as the hub names them
+    models/<owner>/<repo>/.kawai/<model>.json        provenance
+    models/<owner>/<repo>/.kawai/<model>.lock        held while in use; its mtime is last_used
+    models/.partial/<key>/                           resumable downloads
+    models/.kawai-store                              marker: this directory is a store
+    index.sqlite3   run/   logs/
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from kawai_tools.refs import shard_of
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where things are; ``data`` holds the store, ``state`` what a running kawai leaves."""
+
+    data: Path
+    state: Path
+
+    @property
+    def store(self) -> Path:
+        """The directory that paths of model files are relative to."""
+        return self.data / "models"
+
+    @property
+    def marker(self) -> Path:
+        """Tells an empty store from a disk that is not mounted."""
+        return self.store / ".kawai-store"
+
+    @property
+    def index(self) -> Path:
+        """The rebuildable index."""
+        return self.data / "index.sqlite3"
+
+    @property
+    def run(self) -> Path:
+        """Sockets and what tells of a running server (0700)."""
+        return self.state / "run"
+
+    @property
+    def logs(self) -> Path:
+        """Where logs go."""
+        return self.state / "logs"
+
+    def file(self, path: str) -> Path:
+        """A model file by its path relative to the store."""
+        return self.store / path
+
+    def provenance(self, model: str) -> Path:
+        """The provenance file of a model, named by its path without shard and suffix."""
+        return self._beside(model, ".json")
+
+    def lock(self, model: str) -> Path:
+        """The lock file of a model; its mtime is when the model was last used, 0 for never."""
+        return self._beside(model, ".lock")
+
+    def _beside(self, model: str, suffix: str) -> Path:
+        path = PurePosixPath(model)
+        return self.store / path.parent / ".kawai" / (path.name + suffix)
+
+    def partial(self, model: str) -> Path:
+        """The directory of a model's resumable downloads."""
+        return self.store / ".partial" / hashlib.sha256(model.encode()).hexdigest()[:24]
+
+
+def model_path(weights: str) -> str:
+    """What names a model inside the store: the path of its weights without shard and suffix."""
+    return shard_of(weights).stem

@@ -1,0 +1,28 @@
+"""Ids: given once, when a model is installed, and kept in its provenance file."""
+
+import itertools
+import re
+
+from kawai_tools.refs import RESERVED
+
+MAX_STEM = 120
+
+
+def new_id(owner: str, stem: str, taken: set[str]) -> str:
+    """The id of a new model: its stem, else ``owner/stem``, else ``owner/stem-2`` and so on.
+
+    ``taken`` are the ids in use, case folded. Characters that no id may have become ``-``.
+    """
+    stem = _fit(stem)
+    owner = "local" if owner.casefold() in RESERVED else _fit(owner)
+    numbered = (f"{owner}/{stem}-{number}" for number in itertools.count(2))
+    for candidate in itertools.chain([stem, f"{owner}/{stem}"], numbered):
+        folded = candidate.casefold()
+        if folded not in taken and folded not in RESERVED:
+            return candidate
+    raise AssertionError  # the numbers do not end
+
+
+def _fit(part: str) -> str:
+    clean = re.sub(r"[\x00-\x1f\x7f-\x9f\\%/\ud800-\udfff]", "-", part).lstrip("-.")[:MAX_STEM]
+    return clean or "model"

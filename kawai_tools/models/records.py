@@ -1,0 +1,156 @@
+"""What the store keeps of a model: its provenance file, and the facts read from its header."""
+
+from datetime import UTC, datetime
+from pathlib import PurePosixPath
+from typing import Literal
+
+import msgspec
+
+from kawai_tools.errors import BrokenState
+from kawai_tools.gguf import Header, read_header
+from kawai_tools.models.layout import Layout, model_path
+from kawai_tools.models.model import ModelRow
+
+LOCAL = "local"
+"""The owner and family of a file that lies in no folder."""
+
+
+class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One file; ``mtime_ns`` is what it was when its digest was last found right (0: never)."""
+
+    path: str
+    size: int
+    role: Literal["weights", "projection"]
+    url: str | None = None
+    etag: str | None = None
+    sha256: str | None = None
+    mtime_ns: int = 0
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """The provenance file of a model: a promise that its files were whole when it was written.
+
+    ``sources`` are the words that mean this model, so that asking again needs no network.
+    """
+
+    id: str
+    files: list[FileRecord]
+    url: str | None = None
+    commit: str | None = None
+    sources: list[str] = []
+    installed_at: datetime
+    verified_at: datetime | None = None
+    format: int = 1
+
+    @property
+    def weights(self) -> list[FileRecord]:
+        """The shards, in order."""
+        return [file for file in self.files if file.role == "weights"]
+
+    @property
+    def projection(self) -> FileRecord | None:
+        """The projection, if there is one."""
+        return next((file for file in self.files if file.role == "projection"), None)
+
+    @property
+    def path(self) -> str:
+        """What names the model inside the store."""
+        return model_path(self.weights[0].path)
+
+    @property
+    def owner(self) -> str:
+        """The first folder, or ``local``."""
+        parts = PurePosixPath(self.path).parts
+        return parts[0] if len(parts) > 1 else LOCAL
+
+    @property
+    def family(self) -> str:
+        """The second folder; the first where there is but one; ``local`` where there is none."""
+        parts = PurePosixPath(self.path).parts[:-1]
+        return (parts[1] if len(parts) > 1 else parts[0]) if parts else LOCAL
+
+    @property
+    def stem(self) -> str:
+        """The file name without shard and suffix."""
+        return PurePosixPath(self.path).name
+
+
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
+    """What the header of a model's first shard says, as far as a list shows it."""
+
+    quantization: str | None
+    context_length: int | None
+    architecture: str | None
+
+    @classmethod
+    def of(cls, header: Header) -> "Facts":
+        """Take the facts from a header."""
+        return cls(
+            quantization=header.quantization,
+            context_length=header.context_length,
+            architecture=header.architecture,
+        )
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """A model as the index holds it; ``present`` is false while its files are gone."""
+
+    record: Record
+    facts: Facts
+    stamps: list[int]
+    present: bool = True
+
+    def row(self, last_used: datetime | None) -> ModelRow:
+        """The model as a list shows it."""
+        record = self.record
+        return ModelRow(
+            id=record.id,
+            created=int(record.installed_at.timestamp()),
+            owned_by=record.owner,
+            model_family=record.family,
+            size=sum(file.size for file in record.files),
+            modified=record.installed_at,
+            validated=self.validated,
+            quantization=self.facts.quantization,
+            context_length=self.facts.context_length,
+            architecture=self.facts.architecture,
+            projection=record.projection is not None,
+            shards=len(record.weights),
+            last_used=last_used,
+        )
+
+    @property
+    def validated(self) -> bool:
+        """Whether the last full hash matched, and no file was touched since."""
+        record = self.record
+        return record.verified_at is not None and all(
+            file.mtime_ns == stamp for file, stamp in zip(record.files, self.stamps[1:], strict=True)
+        )
+
+
+def now() -> datetime:
+    """This second, as state files and payloads have it."""
+    return datetime.now(UTC).replace(microsecond=0)
+
+
+def decode_record(data: bytes, where: object) -> Record:
+    """Read a provenance file. Raises ``BrokenState``."""
+    try:
+        record = msgspec.json.decode(data, type=Record)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise BrokenState(f"{where} cannot be read: {error}", "kawai models index writes it anew") from error
+    if not record.weights:
+        raise BrokenState(f"{where} names no files", "kawai models index writes it anew")
+    return record
+
+
+def stamps_of(layout: Layout, record: Record) -> list[int]:
+    """The mtimes of provenance and files. Raises ``FileNotFoundError`` where one is gone."""
+    paths = [layout.provenance(record.path), *(layout.file(file.path) for file in record.files)]
+    return [path.stat().st_mtime_ns for path in paths]
+
+
+def entry_of(layout: Layout, record: Record) -> Entry:
+    """Read the header of an installed model. Raises ``MalformedGguf`` or ``FileNotFoundError``."""
+    header = read_header(layout.file(record.weights[0].path))
+    return Entry(record=record, facts=Facts.of(header), stamps=stamps_of(layout, record))

@@ -1,0 +1,280 @@
+"""What can be configured: one frozen value, each key of which knows where its value came from.
+
+A flag wins over a variable, a variable over ``config.toml``, that over the default. The table of keys
+below is the only one: ``config show``, the reference in ``README.md`` and the error messages come from it.
+Nothing is read at import; :func:`resolve` is given the flags and the environment.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from kawai_tools.errors import InvalidConfig
+
+MASK = "********"
+
+
+class Source(StrEnum):
+    """Where a value came from."""
+
+    FLAG = "flag"
+    ENVIRONMENT = "environment"
+    FILE = "config.toml"
+    DEFAULT = "default"
+
+
+class Key(NamedTuple):
+    """What the table says of one setting."""
+
+    variables: tuple[str, ...]
+    description: str
+    parse: Callable[[str], object]
+    secret: bool = False
+    in_file: bool = True
+
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30}
+
+
+def parse_size(text: str) -> int:
+    """Bytes from ``20M``, ``1.5G``, ``512KiB`` or a plain number; ``K`` is 1,000 and ``Ki`` 1,024."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]I?)?B?", text.strip().upper())
+    if match is None or (match[2] or "") not in _UNITS:
+        raise ValueError("a number of bytes such as 20M, 1.5G or 512KiB")
+    return int(float(match[1]) * _UNITS[match[2] or ""])
+
+
+def parse_rate(text: str) -> int:
+    """Bytes per second, at least 1, as :func:`parse_size` reads them; ``/s`` may follow."""
+    size = parse_size(text.strip().removesuffix("/s"))
+    if size < 1:
+        raise ValueError("a rate above zero such as 20M")
+    return size
+
+
+def _parse_bool(text: str) -> bool:
+    words = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False}
+    value = {**words, "off": False, "": False}.get(text.strip().lower())
+    if value is None:
+        raise ValueError("true or false")
+    return value
+
+
+def _parse_text(text: str) -> str:
+    if not text.strip() or any(ord(char) < ord(" ") for char in text):
+        raise ValueError("a text of one line")
+    return text.strip()
+
+
+def _parse_path(text: str) -> Path:
+    return Path(_parse_text(text)).expanduser().absolute()
+
+
+def _parse_names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip().lower() for name in text.split(",") if name.strip())
+
+
+def _parse_url(text: str) -> str:
+    url = _parse_text(text).rstrip("/")
+    if not re.fullmatch(r"https?://[^/?#\s@]+(/[^?#\s]*)?", url, re.IGNORECASE):
+        raise ValueError("an address such as https://hub.example.org")
+    return url
+
+
+def _parse_proxy(text: str) -> str:
+    url = _parse_text(text)
+    url = url if "://" in url else f"http://{url}"
+    if not re.fullmatch(r"http://[^/?#\s]+/?", url, re.IGNORECASE):
+        raise ValueError("the address of an HTTP proxy such as http://proxy.example.org:3128")
+    return url.rstrip("/")
+
+
+def _between(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"\d{1,9}", text.strip()) or not low <= int(text) <= high:
+            raise ValueError(f"a whole number from {low} to {high}")
+        return int(text)
+
+    return parse
+
+
+def _key(  # noqa: PLR0913 - one keyword for each column of the table
+    default: Any,  # noqa: ANN401 - a dataclass default of the field's own type
+    variables: str,
+    description: str,
+    parse: Callable[[str], object],
+    *,
+    secret: bool = False,
+    in_file: bool = True,
+) -> Any:  # noqa: ANN401 - as dataclasses.field
+    key = Key(tuple(variables.split()), description, parse, secret, in_file)
+    return field(default=default, metadata={"key": key})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Every setting, resolved."""
+
+    home: Path | None = _key(
+        None, "KAWAI_HOME", "directory that holds everything of kawai", _parse_path, in_file=False
+    )
+    offline: bool = _key(False, "KAWAI_OFFLINE", "open no connection to anywhere else", _parse_bool)
+    host: str = _key("127.0.0.1", "KAWAI_HOST", "address that kawai serve listens on", _parse_text)
+    port: int = _key(11435, "KAWAI_PORT", "port that kawai serve listens on", _between(0, 65535))
+    connections: int = _key(8, "KAWAI_CONNECTIONS", "connections a download may use", _between(1, 64))
+    limit_rate: int | None = _key(
+        None, "KAWAI_LIMIT_RATE", "bytes per second a pull may take (20M)", parse_rate
+    )
+    pull_hosts: tuple[str, ...] = _key(
+        (), "KAWAI_PULL_HOSTS", "further hosts that a server may fetch models from", _parse_names
+    )
+    hub_endpoint: str = _key("https://huggingface.co", "HF_ENDPOINT", "address of the model hub", _parse_url)
+    hub_token: str | None = _key(
+        None, "HF_TOKEN", "token for gated and private models", _parse_text, secret=True, in_file=False
+    )
+    hub_token_hosts: tuple[str, ...] = _key(
+        (), "KAWAI_HUB_TOKEN_HOSTS", "further hosts that get the token of the token file", _parse_names
+    )
+    hub_home: Path = _key(
+        Path("~/.cache/huggingface"), "HF_HOME", "directory of the hub's token file", _parse_path
+    )
+    http_proxy: str | None = _key(
+        None, "http_proxy HTTP_PROXY", "proxy for http addresses", _parse_proxy, secret=True
+    )
+    https_proxy: str | None = _key(
+        None, "https_proxy HTTPS_PROXY", "proxy for https addresses", _parse_proxy, secret=True
+    )
+    no_proxy: tuple[str, ...] = _key((), "no_proxy NO_PROXY", "hosts reached without a proxy", _parse_names)
+    ssl_cert_file: Path | None = _key(
+        None, "SSL_CERT_FILE", "certificates to trust instead of the system's", _parse_path
+    )
+    sources: Mapping[str, Source] = field(default_factory=dict)
+
+    def source(self, name: str) -> Source:
+        """Where the value of this setting came from."""
+        return self.sources.get(name, Source.DEFAULT)
+
+    @property
+    def config_dir(self) -> Path:
+        """Where ``config.toml`` is."""
+        return self.home or _platform_dir("config")
+
+    @property
+    def data_dir(self) -> Path:
+        """Where models, builds and the index are."""
+        return self.home or _platform_dir("data")
+
+    @property
+    def state_dir(self) -> Path:
+        """Where ``run/`` and ``logs/`` are."""
+        return self.home or _platform_dir("state")
+
+    @property
+    def config_file(self) -> Path:
+        """The file that is read; it need not exist."""
+        return self.config_dir / "config.toml"
+
+    def shown(self, name: str) -> object:
+        """The value as it may be shown: plain JSON types, secrets masked."""
+        value = getattr(self, name)
+        if value is not None and KEYS[name].secret:
+            return MASK
+        if isinstance(value, Path):
+            return str(value)
+        return list(value) if isinstance(value, tuple) else value
+
+
+KEYS: dict[str, Key] = {
+    each.name: cast("Key", each.metadata["key"]) for each in fields(Settings) if "key" in each.metadata
+}
+"""The table: a setting's name, which is also its key in ``config.toml``, and what is said of it."""
+
+
+def resolve(flags: Mapping[str, object], environ: Mapping[str, str]) -> Settings:
+    """Settings from flags that were given (absent or ``None``: not given), variables and ``config.toml``.
+
+    Raises ``InvalidConfig`` naming the variable, or file, line and key.
+    """
+    values = {name: value for name, value in flags.items() if value is not None}
+    sources = dict.fromkeys(values, Source.FLAG)
+    for name, key in KEYS.items():
+        for variable in key.variables:
+            if name not in values and environ.get(variable, "") != "":
+                values[name] = _parse(key, environ[variable], f"the variable {variable}")
+                sources[name] = Source.ENVIRONMENT
+    first = Settings(**values, sources=sources)  # type: ignore[arg-type]
+    for name, value in _read_file(first.config_file).items():
+        if name not in values:
+            values[name] = value
+            sources[name] = Source.FILE
+    values.setdefault("hub_home", Path("~/.cache/huggingface").expanduser())
+    return Settings(**values, sources=sources)  # type: ignore[arg-type]
+
+
+def _platform_dir(kind: str) -> Path:
+    import platformdirs  # noqa: PLC0415 - not needed where KAWAI_HOME is set
+
+    directories = platformdirs.PlatformDirs("kawai", appauthor=False)
+    return {
+        "config": directories.user_config_path,
+        "data": directories.user_data_path,
+        "state": directories.user_state_path,
+    }[kind]
+
+
+def _parse(key: Key, text: str, where: str) -> object:
+    try:
+        return key.parse(text)
+    except ValueError as error:
+        shown = "its value" if key.secret else repr(text)
+        raise InvalidConfig(f"{where} must be {error}, not {shown}") from None
+
+
+def _read_file(path: Path) -> dict[str, object]:
+    try:
+        text = path.read_text("utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidConfig(f"{path} cannot be read: {error}") from error
+    import tomllib  # noqa: PLC0415 - only where there is a file
+
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidConfig(_syntax_error(path, text, str(error)), "mend or remove that line") from None
+    return {name: _from_file(path, text, name, value) for name, value in table.items()}
+
+
+def _syntax_error(path: Path, text: str, reason: str) -> str:
+    at = re.search(r"\(at line (\d+), column \d+\)", reason)
+    number = int(at[1]) if at else len(text.splitlines())
+    lines = text.splitlines()
+    words = lines[number - 1].split("=")[0].strip() if 0 < number <= len(lines) else ""
+    plain = re.sub(r"\s*\(at [^)]*\)", "", reason)
+    return f"{path}, line {number}, key {words or '(none)'}: {plain}"
+
+
+def _from_file(path: Path, text: str, name: str, value: object) -> object:
+    line = next(
+        (
+            number
+            for number, row in enumerate(text.splitlines(), 1)
+            if re.match(rf"""\s*\[?\s*["']?{re.escape(name)}["']?\s*[.=\]]""", row)
+        ),
+        1,
+    )
+    where = f"{path}, line {line}, key {name}"
+    key = KEYS.get(name)
+    if key is None:
+        known = ", ".join(each for each, row in KEYS.items() if row.in_file)
+        raise InvalidConfig(f"{where}: there is no such setting", f"the settings are {known}")
+    if not key.in_file:
+        raise InvalidConfig(f"{where}: this one can only be set by {key.variables[0]}")
+    words = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, dict) or (isinstance(value, bool) and key.parse is not _parse_bool):
+        raise InvalidConfig(f"{where}: {words} is not a value it can have")
+    return _parse(key, words, f"{where}:")

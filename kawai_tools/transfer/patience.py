@@ -1,0 +1,45 @@
+"""How often and how long a failing server is asked again."""
+
+import re
+import time
+from collections.abc import Callable
+
+from kawai_tools.errors import KawaiError
+from kawai_tools.transfer.responses import Response
+
+LONGEST_WAIT = 6.0
+"""Seconds: what is waited at most, whatever ``Retry-After`` asks."""
+
+
+class Patience:
+    """Retries of one purpose: at least four in a row without progress, within a budget of seconds."""
+
+    ATTEMPTS = 5
+
+    def __init__(self, budget: float = 30.0, pause: Callable[[float], None] = time.sleep) -> None:
+        """``pause`` waits; it may raise to give up."""
+        self._budget = budget
+        self._pause = pause
+        self._failures = 0
+        self._since = time.monotonic()
+
+    def progressed(self) -> None:
+        """Something arrived: forget the failures."""
+        self._failures = 0
+
+    def failed(self, error: KawaiError, retry_after: float | None = None) -> None:
+        """Wait before the next attempt, or raise ``error`` when that was enough."""
+        if self._failures == 0:
+            self._since = time.monotonic()
+        self._failures += 1
+        left = self._budget - (time.monotonic() - self._since)
+        if self._failures >= self.ATTEMPTS or left <= 0:
+            raise error
+        wait = 0.4 * 2 ** (self._failures - 1) if retry_after is None else min(retry_after, LONGEST_WAIT)
+        self._pause(min(wait, left))
+
+
+def retry_after(answer: Response) -> float | None:
+    """The seconds that a server asks to wait, if it does so in seconds."""
+    value = answer.header("Retry-After") or ""
+    return float(value) if re.fullmatch(r"\d{1,9}", value) else None
