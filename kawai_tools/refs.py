@@ -17,7 +17,22 @@ HUB = "https://huggingface.co"
 
 HUB_HOSTS = frozenset({"huggingface.co", "www.huggingface.co", "hf.co", "www.hf.co"})
 RESERVED = frozenset(
-    "ps pull index load unload verify filter update outdated protect unprotect adopt scan fit".split()
+    [
+        "ps",
+        "pull",
+        "index",
+        "load",
+        "unload",
+        "verify",
+        "filter",
+        "update",
+        "outdated",
+        "protect",
+        "unprotect",
+        "adopt",
+        "scan",
+        "fit",
+    ]
 )
 """Words that are routes, and so never ids or owners."""
 
@@ -261,7 +276,9 @@ def _parse_url(text: str, endpoint: str) -> Source:
     if not host:
         raise InvalidSource(f"{text} names no host")
     if text.lower().startswith(endpoint.lower() + "/"):
-        return _parse_hub(text[len(endpoint) + 1 :].split("?")[0].split("#")[0], endpoint=endpoint)
+        return _parse_hub(
+            text[len(endpoint) + 1 :].split("?", maxsplit=1)[0].split("#", maxsplit=1)[0], endpoint=endpoint
+        )
     if host in HUB_HOSTS:
         return _parse_hub(parts.path.lstrip("/"), shorthand=host.endswith("hf.co"))
     url = parts._replace(fragment="").geturl()

@@ -101,7 +101,7 @@ def _between(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
-def _key(  # noqa: PLR0913 - one keyword for each column of the table
+def _key(
     default: Any,  # noqa: ANN401 - a dataclass default of the field's own type
     variables: str,
     description: str,

@@ -57,7 +57,12 @@ class Program:
     def __call__(self, *args: str, **environ: str) -> Ended:
         """Run to the end, with pipes."""
         done = subprocess.run(
-            [*KAWAI, *args], env=self.environ | environ, capture_output=True, text=True, timeout=60, check=False
+            [*KAWAI, *args],
+            env=self.environ | environ,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
         )
         return Ended(done.returncode, done.stdout, done.stderr)
 
@@ -117,7 +122,15 @@ def test_version(kawai: Program) -> None:
 
 
 COMMANDS = ("models list", "models show", "models pull", "models ps", "models index", "models rm")
-COMMANDS += ("models verify", "pulls list", "pulls attach", "pulls cancel", "config show", "config path", "serve")
+COMMANDS += (
+    "models verify",
+    "pulls list",
+    "pulls attach",
+    "pulls cancel",
+    "config show",
+    "config path",
+    "serve",
+)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -207,9 +220,13 @@ def test_what_nobody_expected_goes_to_the_log(kawai: Program) -> None:
     assert "Traceback" not in ended.stderr
     assert "ZeroDivisionError" in log.read_text()
     assert log.stat().st_mode & 0o777 == 0o600
-    verbose = subprocess.run([*program, "--verbose"], env=kawai.environ, capture_output=True, text=True, check=False)
+    verbose = subprocess.run(
+        [*program, "--verbose"], env=kawai.environ, capture_output=True, text=True, check=False
+    )
     assert "ZeroDivisionError" in verbose.stderr
-    as_json = subprocess.run([*program, "--json"], env=kawai.environ, capture_output=True, text=True, check=False)
+    as_json = subprocess.run(
+        [*program, "--json"], env=kawai.environ, capture_output=True, text=True, check=False
+    )
     assert Ended(70, "", as_json.stderr).error["code"] == "internal"
     log.unlink()
     log.mkdir()
@@ -225,9 +242,13 @@ app.main()
 
 
 def test_elsewhere_it_says_so(kawai: Program) -> None:
-    code = "import sys; from kawai_tools.cli.app import main; sys.platform = 'win32'; main()"
+    code = "import sys; from kawai_tools.cli.app import main; import kawai_tools.cli.groups; sys.platform = 'win32'; main()"
     done = subprocess.run(
-        [sys.executable, "-c", code, "models", "list"], env=kawai.environ, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, "models", "list"],
+        env=kawai.environ,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 9
     assert done.stderr == "error: kawai runs on Linux and macOS, not on win32\n"

@@ -28,7 +28,13 @@ def test_sizes_are_decimal(count: int | None, words: str) -> None:
 
 def test_rates_durations_and_parameters() -> None:
     assert (text.rate(20_100_000), text.rate(None)) == ("20.1 MB/s", "")
-    assert [text.duration(each) for each in (None, 0, 65, 3723, -1)] == ["", "0:00", "1:05", "1:02:03", "0:00"]
+    assert [text.duration(each) for each in (None, 0, 65, 3723, -1)] == [
+        "",
+        "0:00",
+        "1:05",
+        "1:02:03",
+        "0:00",
+    ]
     counts = (None, 999, 134_515_008, 8_030_261_248, 999_600_000)
     assert [text.parameters(each) for each in counts] == ["-", "999", "135M", "8.03B", "1B"]
 

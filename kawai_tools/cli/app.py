@@ -1,5 +1,6 @@
 """``kawai``: the entry point, and the one place where a failure becomes a message and an exit code."""
 
+import contextlib
 import gc
 import os
 import sys
@@ -62,33 +63,33 @@ def _carry_out(this: "Invocation") -> None:
 def _exit_code(this: "Invocation", error: BaseException) -> int:
     import typer  # noqa: PLC0415
 
-    from kawai_tools.cli.output import OutputFailed  # noqa: PLC0415
-    from kawai_tools.errors import EXIT_FAILURE, EXIT_INTERRUPTED  # noqa: PLC0415
+    from kawai_tools.errors import EXIT_INTERRUPTED  # noqa: PLC0415
 
     if isinstance(error, typer.Exit):
         return error.exit_code
-    if isinstance(error, BrokenPipeError):
-        return 0
     if isinstance(error, KeyboardInterrupt):
         return EXIT_INTERRUPTED
     if not isinstance(error, Exception):
         raise error
-    try:
-        if isinstance(error, OutputFailed):
-            this.output.say(f"error: {error}")
-            return EXIT_FAILURE
-        return _told(this, error)
-    except BrokenPipeError:
-        return 0
-    except OutputFailed:
-        return EXIT_FAILURE
+    with contextlib.suppress(BrokenPipeError):  # the reader has what it wanted
+        return 0 if isinstance(error, BrokenPipeError) else _told(this, error)
+    return 0
 
 
 def _told(this: "Invocation", error: Exception) -> int:
+    from kawai_tools.cli.output import OutputFailed  # noqa: PLC0415
+    from kawai_tools.errors import EXIT_FAILURE  # noqa: PLC0415
+
     output = this.output
     output.json = output.json or "--json" in _before_dashes(this.args)
-    known = _known(this, error)
-    output.error(known.info)
+    try:
+        if isinstance(error, OutputFailed):
+            output.say(f"error: {error}")
+            return EXIT_FAILURE
+        known = _known(this, error)
+        output.error(known.info)
+    except OutputFailed:
+        return EXIT_FAILURE
     return known.exit_code
 
 

@@ -32,7 +32,7 @@ class Output:
         self.json = False
         self.quiet = False
         self.verbose = False
-        self._now = datetime.now(UTC)
+        self.now = datetime.now(UTC)
 
     def payload(self, value: T, render: Callable[[T], str]) -> None:
         """A result: its JSON, or what ``render`` makes of it for people."""
@@ -83,7 +83,7 @@ class Output:
 
     def ago(self, time: datetime | None) -> str:
         """How long ago that was."""
-        return text.ago(time, self._now)
+        return text.ago(time, self.now)
 
 
 def is_terminal(stream: IO[str] | None) -> bool:

@@ -16,7 +16,6 @@ import typer
 from kawai_tools import __version__
 from kawai_tools.cli.groups import LAZY, KawaiCommand
 from kawai_tools.cli.invocation import Invocation, invocation
-from kawai_tools.cli.output import Output
 from kawai_tools.errors import AlreadyServing, InvalidRequest
 from kawai_tools.files import make_directory, write_atomically
 from kawai_tools.remote import Daemon, find_daemon, serve_file, serve_lock
@@ -100,7 +99,7 @@ def _serve(this: Invocation) -> None:
     workspace = Workspace(settings, serves=True)
     listener = listen(settings.host, settings.port)
     port = listener.getsockname()[1]
-    with _announced(settings.state_dir, _url(settings.host, port)) as announce:
+    with _announced(this, _url(settings.host, port)) as announce:
         app = build_app(workspace, port=port)
         serve_on(app, listener, on_ready=announce, on_stop=lambda: workspace.pulls.close(PATIENCE))
 
@@ -110,13 +109,13 @@ def _url(host: str, port: int) -> str:
 
 
 @contextmanager
-def _announced(state_dir: Path, url: str) -> Iterator[Callable[[], None]]:
-    path = serve_file(state_dir)
+def _announced(this: Invocation, url: str) -> Iterator[Callable[[], None]]:
+    path = serve_file(this.settings.state_dir)
     daemon = Daemon(url=url, pid=os.getpid(), key=secrets.token_urlsafe(32), version=__version__)
 
     def announce() -> None:
         write_atomically(path, msgspec.json.encode(daemon), mode=0o600, durable=False)
-        Output().say(f"kawai is serving on {url}")
+        this.output.warn(f"kawai is serving on {url}")
 
     path.unlink(missing_ok=True)
     try:

@@ -36,14 +36,15 @@ def models(output: Output, found: ModelList) -> str:
         Column("MODIFIED"),
         Column("USED"),
     )
+    size, ago, now = text.size, text.ago, output.now  # 10,000 models are listed in no time
     rows = [
         (
             model.id,
-            text.size(model.size),
+            size(model.size),
             model.quantization or "-",
             str(model.context_length or "-"),
-            output.ago(model.modified),
-            output.ago(model.last_used),
+            ago(model.modified, now),
+            ago(model.last_used, now),
         )
         for model in found.data
     ]

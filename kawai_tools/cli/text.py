@@ -5,14 +5,23 @@ Pure functions of their arguments. Tables are plain strings: one of 10,000 rows 
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import cache
 from typing import NamedTuple
 
 WIDTH = 80
 """Columns that a table fits where the terminal does not say how many it has."""
 
-_UNITS = ("kB", "MB", "GB", "TB", "PB", "EB")
+_HUGE = 10**18
+_UNITS = (
+    (10**3, 1, "B"),
+    (999_950, 10**3, "kB"),  # from here on it would be shown as 1000.0
+    (999_950_000, 10**6, "MB"),
+    (999_950_000_000, 10**9, "GB"),
+    (999_950_000_000_000, 10**12, "TB"),
+    (999_950_000_000_000_000, 10**15, "PB"),
+)
 _SCALES = ("", "K", "M", "B", "T")
-_AGES = ((365 * 86400, "year"), (30 * 86400, "month"), (7 * 86400, "week"), (86400, "day"))
+_AGES = ((365, "year"), (30, "month"), (7, "week"), (1, "day"))
 _SHORT_AGES = ((3600, "hour"), (60, "minute"))
 _NAMED = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _NARROWEST = 12
@@ -44,12 +53,10 @@ def size(count: int | None) -> str:
     """Bytes as ``98.4 MB``, decimal."""
     if count is None:
         return "-"
-    if count < 1000:  # noqa: PLR2004 - the unit's base
-        return f"{count} B"
-    value, unit = count / 1000, 0
-    while value >= 999.95 and unit < len(_UNITS) - 1:  # noqa: PLR2004 - would be shown as 1000.0
-        value, unit = value / 1000, unit + 1
-    return f"{value:.1f} {_UNITS[unit]}"
+    for end, scale, unit in _UNITS:
+        if count < end:
+            return f"{count / scale:.1f} {unit}" if scale > 1 else f"{count} {unit}"
+    return f"{count / _HUGE:.1f} EB"
 
 
 def rate(count: int | None) -> str:
@@ -80,12 +87,23 @@ def ago(time: datetime | None, now: datetime) -> str:
     """A time as ``3 days ago``; ``-`` where there is none."""
     if time is None:
         return "-"
-    seconds = int((now - time).total_seconds())
-    for length, name in (*_AGES, *_SHORT_AGES):
-        if seconds >= length:
-            count = seconds // length
-            return f"{count} {name}{'s' if count > 1 else ''} ago"
+    past = now - time
+    if past.days > 0:
+        return _days(past.days)
+    for length, name in _SHORT_AGES:
+        if past.days == 0 and past.seconds >= length:
+            return _counted(past.seconds // length, name)
     return "just now"
+
+
+@cache
+def _days(days: int) -> str:
+    length, name = next(each for each in _AGES if days >= each[0])
+    return _counted(days // length, name)
+
+
+def _counted(count: int, name: str) -> str:
+    return f"{count} {name}{'s' if count > 1 else ''} ago"
 
 
 def moment(time: datetime | None) -> str:
@@ -120,12 +138,12 @@ def clipped(text: str, width: int) -> str:
 
 def table(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int | None) -> str:
     """Rows under titles, in columns two spaces apart, made to fit ``width`` (``None``: as wide as it is)."""
-    cells = [_safe_all([column.title, *(row[at] for row in rows)]) for at, column in enumerate(columns)]
+    cells = [_safe_all(list(column)) for column in zip([each.title for each in columns], *rows, strict=True)]
     widths = [_widest(column) for column in cells]
     if width is not None:
         _fit(columns, cells, widths, width)
-    lines = zip(*map(_padded, columns, cells, widths), strict=True)
-    return "".join([f"{'  '.join(line).rstrip()}\n" for line in lines])
+    lines = map("  ".join, zip(*map(_padded, columns, cells, widths), strict=True))
+    return "".join([f"{line.rstrip()}\n" for line in lines])
 
 
 def _safe_all(cells: list[str]) -> list[str]:

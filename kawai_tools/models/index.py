@@ -13,7 +13,7 @@ from typing import TypeVar
 import msgspec
 
 from kawai_tools.errors import IndexUnavailable
-from kawai_tools.files import make_directory
+from kawai_tools.files import make_directory, storage_errors
 from kawai_tools.models.records import Entry
 
 VERSION = 1
@@ -41,7 +41,7 @@ _decode_all = msgspec.json.Decoder(list[Entry]).decode
 T = TypeVar("T")
 
 
-class IdTaken(Exception):  # noqa: N818 - a race that was lost, not an error
+class IdTaken(Exception):
     """Another model has got this id meanwhile."""
 
 
@@ -111,22 +111,24 @@ class Index:
 
     def _use(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Do some work; an index that turns out to be damaged is made anew first."""
-        try:
-            return self._try(work)
-        except sqlite3.IntegrityError as error:
-            raise IdTaken from error
-        except (sqlite3.Error, msgspec.DecodeError) as error:
-            if isinstance(error, sqlite3.Error) and error.sqlite_errorcode & 0xFF not in _DAMAGED:
+        with storage_errors(self.path):
+            try:
+                return self._try(work)
+            except (sqlite3.Error, msgspec.DecodeError) as error:
+                if not _says_damaged(error):
+                    raise self._unavailable(error) from error
+            self._discard()
+            try:
+                return self._try(work)
+            except (sqlite3.Error, msgspec.DecodeError) as error:
                 raise self._unavailable(error) from error
-        self._discard()
-        try:
-            return self._try(work)
-        except (sqlite3.Error, msgspec.DecodeError) as error:
-            raise self._unavailable(error) from error
 
     def _try(self, work: Callable[[sqlite3.Connection], T]) -> T:
         with contextlib.closing(self._open()) as db:
-            return work(db)
+            try:
+                return work(db)
+            except sqlite3.IntegrityError as error:
+                raise IdTaken from error
 
     def _open(self) -> sqlite3.Connection:
         """The index of this version, made and filled if need be; an empty one where there is no store."""
@@ -168,6 +170,12 @@ def _is_current(db: sqlite3.Connection) -> bool:
     except sqlite3.Error:
         db.close()
         raise
+
+
+def _says_damaged(error: Exception) -> bool:
+    if not isinstance(error, sqlite3.Error):
+        return True
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF in _DAMAGED
 
 
 def _make(db: sqlite3.Connection, entries: list[Entry]) -> None:

@@ -67,7 +67,16 @@ class Layout:
 
     def partial(self, model: str) -> Path:
         """The directory of a model's resumable downloads."""
-        return self.store / ".partial" / hashlib.sha256(model.encode()).hexdigest()[:24]
+        return self.partials / hashlib.sha256(model.encode()).hexdigest()[:24]
+
+    @property
+    def partials(self) -> Path:
+        """Where all resumable downloads are."""
+        return self.store / ".partial"
+
+    def pull_lock(self, model: str) -> Path:
+        """The lock file that one pull of a model holds; gone with its holder."""
+        return self.partial(model).with_suffix(".lock")
 
 
 def model_path(weights: str) -> str:

@@ -5,7 +5,8 @@ import re
 
 from kawai_tools.refs import RESERVED
 
-MAX_STEM = 120
+MAX_OWNER, MAX_STEM = 70, 120
+"""Characters; both together, with a number behind them, are fewer than an id may have."""
 
 
 def new_id(owner: str, stem: str, taken: set[str]) -> str:
@@ -13,8 +14,8 @@ def new_id(owner: str, stem: str, taken: set[str]) -> str:
 
     ``taken`` are the ids in use, case folded. Characters that no id may have become ``-``.
     """
-    stem = _fit(stem)
-    owner = "local" if owner.casefold() in RESERVED else _fit(owner)
+    stem = _fit(stem)[:MAX_STEM]
+    owner = "local" if owner.casefold() in RESERVED else _fit(owner)[:MAX_OWNER]
     numbered = (f"{owner}/{stem}-{number}" for number in itertools.count(2))
     for candidate in itertools.chain([stem, f"{owner}/{stem}"], numbered):
         folded = candidate.casefold()
@@ -24,5 +25,5 @@ def new_id(owner: str, stem: str, taken: set[str]) -> str:
 
 
 def _fit(part: str) -> str:
-    clean = re.sub(r"[\x00-\x1f\x7f-\x9f\\%/\ud800-\udfff]", "-", part).lstrip("-.")[:MAX_STEM]
+    clean = re.sub(r"[\x00-\x1f\x7f-\x9f\\%/\ud800-\udfff]", "-", part).lstrip("-.")
     return clean or "model"

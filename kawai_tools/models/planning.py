@@ -1,130 +1,35 @@
-"""Which files a pull fetches, where they go, and what of them is already here.
+"""Planning: which files a pull fetches, and what of them is already here.
 
 A source that an installed model was pulled by is answered from the index; the network is not touched.
 """
 
-import re
-from dataclasses import dataclass, field
 from typing import Literal
 
-from kawai_tools.errors import (
-    AmbiguousFile,
-    DifferentVersion,
-    FileNotOnHub,
-    KawaiError,
-    NotAProjection,
-    QuantizationNotFound,
-)
+from kawai_tools.errors import DifferentVersion, FileNotOnHub, KawaiError, NotAProjection
 from kawai_tools.files import free_space
+from kawai_tools.models.choosing import (
+    File,
+    place_of,
+    says_projection,
+    words_of,
+)
 from kawai_tools.models.layout import model_path
-from kawai_tools.models.model import PlannedFile, PlanPayload
+from kawai_tools.models.plan import Plan, PlanFile
 from kawai_tools.models.records import Entry, FileRecord, Record
 from kawai_tools.models.store import Store
 from kawai_tools.refs import (
     HubFile,
     HubRepo,
-    PlainUrl,
     Source,
     is_projection_name,
     parse_source,
     quantization_of,
-    safe_path,
-    shard_of,
 )
-from kawai_tools.transfer.hub import Hub, Listed, RemoteFile
+from kawai_tools.transfer.hub import Hub, RemoteFile
 from kawai_tools.transfer.partials import Partial
 
-DEFAULT_QUANTIZATION = "Q4_K_M"
 NO_PROJECTION = "none"
 PEEK = 1 << 16
-
-File = HubFile | PlainUrl
-
-
-@dataclass(frozen=True)
-class PlanFile:
-    """One file of a plan; ``installed`` is its record where it is here and need not be fetched."""
-
-    remote: RemoteFile
-    path: str
-    role: Literal["weights", "projection"]
-    partial: Partial
-    installed: FileRecord | None
-
-    @property
-    def have(self) -> int:
-        """Bytes that are here already."""
-        return self.remote.size if self.installed else self.partial.have
-
-    @property
-    def needed(self) -> int:
-        """Bytes of disk that are still to be claimed."""
-        return 0 if self.installed else self.remote.size - self.partial.claimed
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a pull will do. ``before`` is the installed model, if there is one at this place."""
-
-    id: str
-    path: str
-    words: tuple[str, ...]
-    files: tuple[PlanFile, ...]
-    free: int
-    force: bool
-    before: Record | None = None
-    exists: bool = False
-    kept: tuple[FileRecord, ...] = field(default=())
-
-    @property
-    def total(self) -> int:
-        """Bytes of all files."""
-        return sum(file.remote.size for file in self.files) + sum(file.size for file in self.kept)
-
-    @property
-    def needed(self) -> int:
-        """Bytes of disk that are still to be claimed."""
-        return sum(file.needed for file in self.files)
-
-    @property
-    def model_files(self) -> list[str]:
-        """The paths of the weights, in order."""
-        kept = [file.path for file in self.kept if file.role == "weights"]
-        return kept + [file.path for file in self.files if file.role == "weights"]
-
-    @property
-    def proj_file(self) -> str | None:
-        """The path of the projection."""
-        files: list[FileRecord | PlanFile] = [*self.kept, *self.files]
-        return next((file.path for file in files if file.role == "projection"), None)
-
-    @property
-    def payload(self) -> PlanPayload:
-        """The plan as ``dry_run`` shows it."""
-        kept = [
-            PlannedFile(
-                url=file.url or "", path=file.path, size=file.size, sha256=file.sha256, have=file.size
-            )
-            for file in self.kept
-        ]
-        planned = [
-            PlannedFile(
-                url=file.remote.url,
-                path=file.path,
-                size=file.remote.size,
-                sha256=file.remote.sha256,
-                have=file.have,
-            )
-            for file in self.files
-        ]
-        return PlanPayload(
-            id=self.id,
-            exists=self.exists,
-            files=kept + planned,
-            total=self.total,
-            needed=self.needed,
-            free=self.free,
-        )
 
 
 class Planner:
@@ -353,69 +258,3 @@ class Planner:
             "and what is asked for differs from it",
             "--force replaces it",
         )
-
-
-def _rest(remote: RemoteFile) -> tuple[str, int, str | None, str | None, str | None]:
-    return remote.fetch, remote.size, remote.sha256, remote.commit, remote.etag
-
-
-def _is_split(name: str) -> bool:
-    return shard_of(name).count > 1
-
-
-def _is_gguf(listed: Listed) -> bool:
-    return listed.path.lower().endswith(".gguf") and safe_path(listed.path)
-
-
-def _pick(repo: HubRepo, stems: list[str]) -> str:
-    """The one model of a repository that is meant: by quantization, the only one, or Q4_K_M."""
-    wanted = (repo.quantization or DEFAULT_QUANTIZATION).upper()
-    matching = [stem for stem in stems if quantization_of(stem) == wanted]
-    offered = ", ".join(sorted({quantization_of(stem) or stem for stem in stems}))
-    if repo.quantization is None and len(stems) == 1:
-        return stems[0]
-    if len(matching) == 1:
-        return matching[0]
-    if repo.quantization is None:
-        raise AmbiguousFile(f"{repo} has several models: {offered}", f"choose one: {repo}:QUANT")
-    if not matching:
-        raise QuantizationNotFound(f"{repo.owner}/{repo.repo} has no {wanted}", f"it has {offered}")
-    urls = ", ".join(repo.file(shard_of(stem).names()[0]).url for stem in matching)
-    raise AmbiguousFile(f"{repo} could be several files", f"give one's URL: {urls}")
-
-
-def _pick_projection(found: list[Listed]) -> str | None:
-    """The projection to pair: F16 before BF16 before others, because every backend runs it."""
-    order = {"F16": 0, "FP16": 0, "BF16": 1, "Q8_0": 2}
-    ranked = sorted(found, key=lambda each: (order.get(quantization_of(each.path) or "", 3), each.path))
-    return ranked[0].path if ranked else None
-
-
-def words_of(source: Source) -> str:
-    """What a source is remembered by: any shard of a set is the first, a quantization in upper case."""
-    if isinstance(source, HubRepo):
-        quantization = f":{source.quantization.upper()}" if source.quantization else ""
-        return f"{source.owner}/{source.repo}{quantization}"
-    name = source.path if isinstance(source, HubFile) else source.file_name
-    return source.sibling(shard_of(name).names()[0]).url if _is_split(name) else source.url
-
-
-def url_of(file: File) -> str:
-    """The canonical address of a file."""
-    return file.url
-
-
-def place_of(file: File) -> str:
-    """Where a file goes, relative to the store."""
-    if isinstance(file, HubFile):
-        return f"{file.owner}/{file.repo}/{file.path}"
-    return f"{file.host}/{shard_of(file.file_name).stem}/{file.file_name}"
-
-
-def says_projection(head: bytes) -> bool:
-    """Whether the start of a GGUF file says that it is a projection (``clip``, or type ``mmproj``)."""
-    for key, value in ((rb"general\.architecture", b"clip"), (rb"general\.type", b"mmproj")):
-        found = re.search(key + rb"\x08\x00\x00\x00(.{8})", head, re.DOTALL)
-        if found and int.from_bytes(found[1], "little") == len(value) and head.startswith(value, found.end()):
-            return True
-    return False

@@ -1,15 +1,16 @@
 """What the store keeps of a model: its provenance file, and the facts read from its header."""
 
 from datetime import UTC, datetime
-from pathlib import PurePosixPath
 from typing import Literal
 
 import msgspec
 
 from kawai_tools.errors import BrokenState
+from kawai_tools.files import make_directory, write_atomically
 from kawai_tools.gguf import Header, read_header
 from kawai_tools.models.layout import Layout, model_path
 from kawai_tools.models.model import ModelRow
+from kawai_tools.refs import safe_path
 
 LOCAL = "local"
 """The owner and family of a file that lies in no folder."""
@@ -55,24 +56,29 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def path(self) -> str:
         """What names the model inside the store."""
-        return model_path(self.weights[0].path)
+        return model_path(next(file.path for file in self.files if file.role == "weights"))
 
     @property
     def owner(self) -> str:
         """The first folder, or ``local``."""
-        parts = PurePosixPath(self.path).parts
-        return parts[0] if len(parts) > 1 else LOCAL
+        return owner_and_stem(self.path)[0]
 
     @property
     def family(self) -> str:
         """The second folder; the first where there is but one; ``local`` where there is none."""
-        parts = PurePosixPath(self.path).parts[:-1]
-        return (parts[1] if len(parts) > 1 else parts[0]) if parts else LOCAL
+        folders = self.path.split("/")[:-1]
+        return [LOCAL, *folders][min(len(folders), 2)]
 
     @property
     def stem(self) -> str:
         """The file name without shard and suffix."""
-        return PurePosixPath(self.path).name
+        return owner_and_stem(self.path)[1]
+
+
+def owner_and_stem(path: str) -> tuple[str, str]:
+    """What ids are made of: the first folder of a model's path (``local`` if none), and its last part."""
+    owner, slash, _ = path.partition("/")
+    return owner if slash else LOCAL, path.rpartition("/")[2]
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
@@ -139,9 +145,16 @@ def decode_record(data: bytes, where: object) -> Record:
         record = msgspec.json.decode(data, type=Record)
     except (msgspec.DecodeError, ValueError) as error:
         raise BrokenState(f"{where} cannot be read: {error}", "kawai models index writes it anew") from error
-    if not record.weights:
-        raise BrokenState(f"{where} names no files", "kawai models index writes it anew")
+    if not record.weights or not all(safe_path(file.path) for file in record.files):
+        raise BrokenState(f"{where} names no files of a store", "kawai models index writes it anew")
     return record
+
+
+def write_record(layout: Layout, record: Record) -> None:
+    """Write a provenance file, durably."""
+    where = layout.provenance(record.path)
+    make_directory(where.parent)
+    write_atomically(where, msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
 
 
 def stamps_of(layout: Layout, record: Record) -> list[int]:

@@ -4,22 +4,31 @@ Nothing is hashed, and a header is only read where something is new or was touch
 dropped into the store become models: complete sets of shards, with the one projection of their folder.
 """
 
+import contextlib
 import os
 from collections import defaultdict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 
 import msgspec
 
-from kawai_tools.errors import BrokenState, Integrity
-from kawai_tools.files import make_directory, write_atomically
-from kawai_tools.gguf import read_header
+from kawai_tools.errors import BrokenState, Integrity, InvalidId
+from kawai_tools.gguf import Header, read_header
+from kawai_tools.models.claims import claims
 from kawai_tools.models.layout import Layout, model_path
 from kawai_tools.models.naming import new_id
-from kawai_tools.models.records import Entry, Facts, FileRecord, Record, decode_record, entry_of
-from kawai_tools.refs import is_projection_name, safe_path, shard_of
+from kawai_tools.models.records import (
+    Entry,
+    Facts,
+    FileRecord,
+    Record,
+    decode_record,
+    entry_of,
+    owner_and_stem,
+    write_record,
+)
+from kawai_tools.refs import RESERVED, is_gguf_name, is_projection_name, parse_model, safe_path, shard_of
 
 MAX_DEPTH = 12
 
@@ -31,58 +40,62 @@ class Found:
     files: dict[str, tuple[int, int]] = field(default_factory=dict)
     records: dict[str, int] = field(default_factory=dict)
 
+    def has(self, file: FileRecord) -> bool:
+        """Whether a file is there, as large as it should be."""
+        return file.path in self.files and self.files[file.path][0] == file.size
 
-def walk(store: Path) -> Found:
+
+def walk(store: str) -> Found:
     """Look at every folder of the store, following no link to a directory."""
     found = Found()
-    _walk(str(store), "", found, 0)
+    _walk(store, "", found, 0)
     return found
 
 
 def _walk(directory: str, prefix: str, found: Found, depth: int) -> None:
-    try:
-        entries = list(os.scandir(directory))
-    except (PermissionError, FileNotFoundError):
-        return
-    for entry in entries:
+    for entry in _entries(directory):
         name = entry.name
-        if name.endswith((".gguf", ".GGUF")) and name[0] != ".":
-            if entry.is_file():
+        if name == ".kawai":
+            _walk_records(entry.path, prefix, found)
+        elif name[0] == ".":
+            continue
+        elif is_gguf_name(name) and entry.is_file():
+            with contextlib.suppress(OSError):  # removed just now
                 stat = entry.stat()
                 found.files[prefix + name] = (stat.st_size, stat.st_mtime_ns)
-        elif name == ".kawai":
-            _walk_records(entry.path, prefix, found)
-        elif name[0] != "." and depth < MAX_DEPTH and entry.is_dir(follow_symlinks=False):
+        elif depth < MAX_DEPTH and entry.is_dir(follow_symlinks=False):
             _walk(entry.path, f"{prefix}{name}/", found, depth + 1)
 
 
 def _walk_records(directory: str, prefix: str, found: Found) -> None:
-    for entry in os.scandir(directory):
+    for entry in _entries(directory):
         if entry.name.endswith(".json") and entry.name[0] != ".":
-            found.records[prefix + entry.name[: -len(".json")]] = entry.stat().st_mtime_ns
+            with contextlib.suppress(OSError):
+                found.records[prefix + entry.name[: -len(".json")]] = entry.stat().st_mtime_ns
+
+
+def _entries(directory: str) -> list["os.DirEntry[str]"]:
+    try:
+        with os.scandir(directory) as entries:
+            return list(entries)
+    except OSError:  # removed just now, no directory, or not for us
+        return []
 
 
 def refresh(layout: Layout, known: dict[str, Entry]) -> tuple[list[Entry], set[str]]:
     """Entries that are new or changed, and the paths of those that are gone."""
-    found = walk(layout.store)
-    changed: list[Entry] = []
-    kept: dict[str, Entry] = {}
-    for path, mtime in found.records.items():
-        before = known.get(path)
-        if before is not None and _is_unchanged(before, mtime, found):
-            kept[path] = before
-            continue
-        entry = _read(layout, path, found)
-        if entry is not None:
-            kept[path] = entry
-            changed.append(entry)
-    owned = {file.path for entry in kept.values() for file in entry.record.files}
-    loose = sorted(set(found.files) - owned)
-    for record in _adopt(layout, loose, found, {entry.record.id.casefold() for entry in kept.values()}):
-        entry = _written(layout, record)
-        kept[record.path] = entry
-        changed.append(entry)
-    return changed, set(known) - set(kept)
+    found = walk(str(layout.store))
+    kept = {
+        path: entry
+        for path, entry in known.items()
+        if path in found.records and _is_unchanged(entry, found.records[path], found)
+    }
+    if len(kept) == len(found.records) and sum(len(each.record.files) for each in kept.values()) == len(
+        found.files
+    ):
+        return [], set(known) - set(kept)  # every file is accounted for
+    changed = dict(_Changes(layout, known, kept, found).find())
+    return list(changed.values()), set(known) - set(kept) - set(changed)
 
 
 def _is_unchanged(entry: Entry, mtime: int, found: Found) -> bool:
@@ -97,77 +110,141 @@ def _is_unchanged(entry: Entry, mtime: int, found: Found) -> bool:
     )
 
 
-def _read(layout: Layout, path: str, found: Found) -> Entry | None:
-    """A model by its provenance file; one that is unreadable is left to be adopted anew."""
-    where = layout.provenance(path)
-    try:
-        record = decode_record(where.read_bytes(), where)
-    except (BrokenState, FileNotFoundError):
-        return None
-    if record.path != path:
-        return None
-    whole = all(found.files.get(file.path, (-1, 0))[0] == file.size for file in record.files)
-    try:
-        if whole:
-            return entry_of(layout, record)
-    except (Integrity, FileNotFoundError):
-        pass
-    nothing = Facts(quantization=None, context_length=None, architecture=None)
-    return Entry(record=record, facts=nothing, stamps=[0] * (len(record.files) + 1), present=False)
+class _Changes:
+    """What is new or was touched since ``known``; ``kept`` is what was not."""
 
+    def __init__(self, layout: Layout, known: dict[str, Entry], kept: dict[str, Entry], found: Found) -> None:
+        self.layout, self.known, self.found = layout, known, found
+        self.owned = {file.path for entry in kept.values() for file in entry.record.files}
+        self.taken = {entry.record.id.casefold() for entry in kept.values()}
+        self.paths = set(kept)
 
-def _adopt(layout: Layout, loose: list[str], found: Found, taken: set[str]) -> Iterator[Record]:
-    """Records for the models that nobody recorded yet, in path order."""
-    projections: dict[str, list[str]] = defaultdict(list)
-    sets: dict[str, list[str]] = {}
-    for path in loose:
-        if not safe_path(path):
-            continue
-        kind = _kind(layout, path)
-        if kind == "projection":
-            projections[path.rpartition("/")[0]].append(path)
-        elif kind == "weights":
-            sets.setdefault(model_path(path), []).append(path)
-    for name, paths in sorted(sets.items()):
-        folder, _, stem = name.rpartition("/")
-        if [path.rpartition("/")[2] for path in sorted(paths)] != shard_of(
-            paths[0].rpartition("/")[2]
-        ).names():
-            continue
-        beside = projections[folder] if len(projections[folder]) == 1 else []
-        model_id = new_id(folder.partition("/")[0] or "local", stem, taken)
-        taken.add(model_id.casefold())
-        files = [_loose_file(path, found, projection=path in beside) for path in [*sorted(paths), *beside]]
-        newest = max(found.files[file.path][1] for file in files)
-        yield Record(
-            id=model_id,
+    def find(self) -> Iterator[tuple[str, Entry]]:
+        """Entries by what names them in the store, in the order in which ids are given."""
+        for path in sorted(self.found.records.keys() - self.paths, key=self._order):
+            entry = self._read(path)
+            if entry is not None:
+                yield path, self._take(entry)
+        for path in self._restorable():
+            entry = self.known[path]
+            write_record(self.layout, entry.record)
+            yield path, self._take(entry_of(self.layout, entry.record))
+        for record in self._adopt():
+            write_record(self.layout, record)
+            yield record.path, self._take(entry_of(self.layout, record))
+
+    def _order(self, path: str) -> tuple[bool, str]:
+        """Path order; but what had its id before keeps it."""
+        return path not in self.known, path
+
+    def _take(self, entry: Entry) -> Entry:
+        """Count an entry as known; one whose id another has, or nobody can have, gets a new one."""
+        record = entry.record
+        if record.id.casefold() in self.taken or not _is_id(record.id):
+            record = msgspec.structs.replace(record, id=new_id(record.owner, record.stem, self.taken))
+            write_record(self.layout, record)
+            entry = msgspec.structs.replace(entry, record=record)
+        self.taken.add(record.id.casefold())
+        self.paths.add(record.path)
+        self.owned.update(file.path for file in record.files)
+        return entry
+
+    def _read(self, path: str) -> Entry | None:
+        """A model by its provenance file; one that is unreadable is left to be written anew."""
+        where = self.layout.provenance(path)
+        try:
+            record = decode_record(where.read_bytes(), where)
+        except (BrokenState, OSError):
+            return None
+        if record.path != path:
+            return None
+        if all(map(self.found.has, record.files)):
+            with contextlib.suppress(Integrity, OSError):
+                return entry_of(self.layout, record)
+        nothing = Facts(quantization=None, context_length=None, architecture=None)
+        return Entry(record=record, facts=nothing, stamps=[0] * (len(record.files) + 1), present=False)
+
+    def _restorable(self) -> list[str]:
+        """Models whose provenance file is gone or unreadable, and whose files are just as they were."""
+        return [
+            path
+            for path, entry in self.known.items()
+            if path not in self.paths
+            and all(
+                self.found.files.get(file.path) == (file.size, stamp)
+                for file, stamp in zip(entry.record.files, entry.stamps[1:], strict=True)
+            )
+        ]
+
+    def _adopt(self) -> Iterator[Record]:
+        """Records for the models that nobody recorded yet, in path order."""
+        projections: dict[str, list[str]] = defaultdict(list)
+        sets: dict[str, list[str]] = defaultdict(list)
+        for path in sorted(self.found.files.keys() - self.owned):
+            kind = self._kind(path)
+            if kind == "projection":
+                projections[path.rpartition("/")[0]].append(path)
+            elif kind == "weights":
+                sets[model_path(path)].append(path)
+        begun = {claim.path for claim in claims(self.layout) if claim.installing is not None}
+        for name in sorted(sets, key=self._order):
+            whole = _whole_set(sets[name])
+            if not whole or name in self.paths or name in begun or self._is_recorded(name):
+                continue
+            beside = projections[name.rpartition("/")[0]]
+            yield self._record(name, whole, beside if len(beside) == 1 else [])
+
+    def _is_recorded(self, path: str) -> bool:
+        """Whether somebody has installed that model since the store was walked."""
+        return path not in self.found.records and self.layout.provenance(path).exists()
+
+    def _record(self, path: str, weights: list[str], beside: list[str]) -> Record:
+        files = [FileRecord(path=each, size=self.found.files[each][0], role="weights") for each in weights]
+        files += [FileRecord(path=each, size=self.found.files[each][0], role="projection") for each in beside]
+        newest = max(self.found.files[file.path][1] for file in files)
+        before = self.known.get(path)
+        return Record(
+            id=before.record.id if before else new_id(*owner_and_stem(path), self.taken),
             files=files,
-            installed_at=datetime.fromtimestamp(newest // 10**9, UTC),
+            installed_at=datetime.fromtimestamp(max(0, newest) // 10**9, UTC),
         )
 
+    def _kind(self, path: str) -> str | None:
+        if not safe_path(path):
+            return None
+        try:
+            header = read_header(self.layout.file(path))
+        except (Integrity, OSError):
+            return None
+        if header.is_projection or is_projection_name(path):
+            return "projection"
+        return "weights" if fits_name(header, path) else None
 
-def _loose_file(path: str, found: Found, *, projection: bool) -> FileRecord:
-    return FileRecord(path=path, size=found.files[path][0], role="projection" if projection else "weights")
+
+def fits_name(header: Header, path: str) -> bool:
+    """Whether a file is the shard that its name says, as far as it knows (from llama.cpp's gguf-split)."""
+    if header.split_count is None or header.split_no is None:
+        return True
+    shard = shard_of(path)
+    return (header.split_no + 1, header.split_count) == (shard.number or 1, shard.count or 1)
 
 
-def _kind(layout: Layout, path: str) -> str | None:
+def _whole_set(paths: list[str]) -> list[str]:
+    """The paths that are one file or a complete set of shards; the first such, where there are several."""
+    for path in paths:
+        folder, slash, name = path.rpartition("/")
+        wanted = [f"{folder}{slash}{each}" for each in shard_of(name).names()]
+        if set(wanted) <= set(paths):
+            return wanted
+    return []
+
+
+def _is_id(name: str) -> bool:
     try:
-        header = read_header(layout.file(path))
-    except (Integrity, OSError):
-        return None
-    return "projection" if header.is_projection or is_projection_name(path) else "weights"
-
-
-def _written(layout: Layout, record: Record) -> Entry:
-    write_record(layout, record)
-    return entry_of(layout, record)
-
-
-def write_record(layout: Layout, record: Record) -> None:
-    """Write a provenance file, durably."""
-    where = layout.provenance(record.path)
-    make_directory(where.parent)
-    write_atomically(where, msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
+        ref = parse_model(name)
+    except InvalidId:
+        return False
+    return not {name.casefold(), (ref.owner or "").casefold()} & RESERVED
 
 
 def by_path(entries: Collection[Entry]) -> dict[str, Entry]:

@@ -1,32 +1,24 @@
 """The installed models: list, look up, show, install, remove, reindex."""
 
+import contextlib
 import os
-import shutil
-from collections.abc import Iterable
 from datetime import UTC, datetime
-from pathlib import Path
 
 import msgspec
 
-from kawai_tools.errors import Ambiguous, Integrity, InUse, MalformedGguf, ModelNotFound, StoreMissing
-from kawai_tools.files import Lock, make_directory, move_into_place, read_if_there, write_atomically
+from kawai_tools.errors import Ambiguous, HomeNotWritable, MalformedGguf, ModelNotFound, NoSpace, StoreMissing
+from kawai_tools.files import Lock, make_directory, write_atomically
 from kawai_tools.gguf import Header, read_header
-from kawai_tools.models.index import Index
+from kawai_tools.models import installing
+from kawai_tools.models.index import IdTaken, Index
 from kawai_tools.models.layout import Layout
 from kawai_tools.models.model import ModelDetails, ModelFile, ModelRow, Provenance, Setting
 from kawai_tools.models.naming import new_id
-from kawai_tools.models.records import Entry, Record, entry_of, stamps_of
-from kawai_tools.models.scan import by_path, refresh, write_record
+from kawai_tools.models.records import Entry, Record, owner_and_stem
+from kawai_tools.models.removing import remove_model, remove_partial
+from kawai_tools.models.scan import by_path, refresh
 from kawai_tools.models.traits import capabilities, traits
 from kawai_tools.refs import ModelRef
-
-
-class Claim(msgspec.Struct, frozen=True):
-    """What a directory of partial downloads belongs to; ``installing`` once all of it is verified."""
-
-    id: str
-    path: str
-    installing: Record | None = None
 
 
 class Store:
@@ -35,12 +27,13 @@ class Store:
     def __init__(self, layout: Layout) -> None:
         """Nothing is opened yet."""
         self.layout = layout
-        self.index = Index(layout.index, self._fill)
+        self.index = Index(layout.index, self._found)
 
     # looking up
 
     def rows(self) -> list[ModelRow]:
         """Every model whose files are there, sorted by id."""
+        self.recover()
         return [entry.row(self.last_used(entry)) for entry in self.index.all() if entry.present]
 
     def ids(self) -> list[str]:
@@ -52,20 +45,18 @@ class Store:
 
         Raises ``ModelNotFound`` naming the nearest, or ``Ambiguous`` with the candidates.
         """
-        exact = self.index.by_id(str(ref))
-        found = [exact] if exact else []
-        found = [entry for entry in found if entry.present or gone] or [
-            entry
-            for entry in (
-                self.index.by_owner_and_stem(str(ref)) if ref.owner else self.index.by_stem(ref.name)
-            )
-            if entry.present or gone
-        ]
+        self.recover()
+        words = str(ref)
+        exact = self.index.by_id(words)
+        if exact is not None and (exact.present or gone):
+            return exact
+        near = self.index.by_owner_and_stem(words) if ref.owner else self.index.by_stem(words)
+        found = [entry for entry in near if entry.present or gone]
         if len(found) > 1:
             names = ", ".join(sorted(entry.record.id for entry in found))
             raise Ambiguous(f"{ref} could be several models: {names}", "give one of these ids")
         if not found:
-            raise ModelNotFound(f"there is no model {str(ref)!r}", self._suggestion(ref))
+            raise ModelNotFound(f"there is no model {words!r}", self._suggestion(ref))
         return found[0]
 
     def _suggestion(self, ref: ModelRef) -> str:
@@ -107,7 +98,8 @@ class Store:
     def _header(self, entry: Entry, path: str) -> Header:
         try:
             return read_header(self.layout.file(path))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
+            self.require_mounted()
             raise ModelNotFound(
                 f"{entry.record.id} is listed, but its file {path} is gone",
                 f"pull it again, or run: kawai models rm {entry.record.id}",
@@ -118,201 +110,78 @@ class Store:
 
     def check_ready(self) -> None:
         """Raise what keeps the store from being used."""
-        self.index.ids()
-        if self.index.path.exists() and self.layout.data.is_dir() and self.index.ids():
-            self._require_mounted()
+        if self.index.keys():
+            self.require_mounted()
 
-    # changing
-
-    def prepare(self) -> None:
-        """Make the store if it is not there. Raises ``HomeNotWritable`` or ``StoreMissing``."""
-        if not self.layout.marker.exists():
-            if self.index.all():
-                self._require_mounted()
-            make_directory(self.layout.store)
-            write_atomically(self.layout.marker, b"This directory is a store of kawai.\n")
-
-    def _require_mounted(self) -> None:
+    def require_mounted(self) -> None:
+        """Raise ``StoreMissing`` where the store is not the one that was used before."""
         if not self.layout.marker.exists():
             raise StoreMissing(
                 f"{self.layout.store} is not the store that the index knows: its marker is missing",
                 f"mount the disk that holds it; if it is gone for good, remove {self.layout.index}",
             )
 
+    # changing
+
+    def prepare(self) -> None:
+        """Make the store if it is not there. Raises ``HomeNotWritable`` or ``StoreMissing``."""
+        if not self.layout.marker.exists():
+            if self.index.keys():
+                self.require_mounted()
+            make_directory(self.layout.store)
+            write_atomically(self.layout.marker, b"This directory is a store of kawai.\n")
+
     def reindex(self) -> None:
         """Rebuild the index from what is on disk: ids are kept, nothing is hashed."""
-        known = by_path(self.index.all())
         if not self.layout.marker.exists():
-            if known:
-                self._require_mounted()
-            if not self.layout.store.is_dir():
+            if not self.layout.store.is_dir() and not self.index.keys():
                 return
             self.prepare()
-        self._finish_interrupted()
-        changed, gone = refresh(self.layout, known)
-        if changed or gone:
-            self.index.put(changed, gone)
+        installing.finish_all(self.layout, self.index)
+        while True:
+            changed, gone = refresh(self.layout, by_path(self.index.all()))
+            with contextlib.suppress(IdTaken):  # by a pull that ended just now: look again
+                if changed or gone:
+                    self.index.put(changed, gone)
+                return
 
-    def _fill(self, index: Index) -> None:
-        if self.layout.store.is_dir():
-            changed, _ = refresh(self.layout, {})
-            index.put(changed)
+    def _found(self) -> list[Entry] | None:
+        """What a new index begins with; nothing can be said of a store that is not mounted."""
+        return refresh(self.layout, {})[0] if self.layout.marker.exists() else None
+
+    def recover(self) -> None:
+        """Carry on with installations that were cut off, as far as this user may."""
+        with contextlib.suppress(HomeNotWritable, NoSpace):
+            installing.finish_all(self.layout, self.index)
 
     def use_lock(self, path: str) -> Lock:
         """The lock of a model by what names it in the store; made as one of a model never used."""
-        where = self.layout.lock(path)
-        make_directory(where.parent)
-        if not where.exists():
-            where.touch()
-            os.utime(where, (0, 0))
-        return Lock(where)
+        return Lock(self.layout.lock(path))
 
-    def name(self, owner: str, stem: str, path: str) -> str:
+    def name(self, path: str) -> str:
         """The id of the model at a path: its own, or a new one."""
         entry = self.index.by_path(path)
-        return entry.record.id if entry else new_id(owner, stem, set(self.index.ids()))
+        return entry.record.id if entry else new_id(*owner_and_stem(path), self.index.keys())
 
     def install(self, record: Record) -> Entry:
-        """The last step of a pull: verified files from the partial directory get their final names.
+        """The last step of a pull: verified files from the partial directory get their final names."""
+        return installing.install(self.layout, self.index, record)
 
-        What was decided is noted first, so that an interrupted step is finished later, not undone.
-        """
-        partial = self.layout.partial(record.path)
-        claim = Claim(record.id, record.path, record)
-        write_atomically(partial / "claim.json", msgspec.json.encode(claim))
-        return self._carry_out(record, partial)
+    def finish(self, path: str) -> None:
+        """Carry on with the installation of one model, if it was cut off; both its locks are held."""
+        installing.finish(self.layout, self.index, path)
 
-    def _carry_out(self, record: Record, partial: Path) -> Entry:
-        for file in record.files:
-            source = partial / f"{Path(file.path).name}.partial"
-            if source.exists():
-                move_into_place(source, self.layout.file(file.path))
-        files = [
-            msgspec.structs.replace(file, mtime_ns=self.layout.file(file.path).stat().st_mtime_ns)
-            for file in record.files
-        ]
-        return self.record(msgspec.structs.replace(record, files=files), done=partial)
-
-    def record(self, record: Record, *, done: Path | None = None) -> Entry:
-        """Write a model's provenance, then its index entry, then drop the partial directory ``done``."""
-        write_record(self.layout, record)
-        before = self.index.by_path(record.path)
-        try:
-            entry = entry_of(self.layout, record)
-        except Integrity:
-            if before is None:
-                raise
-            stamps = stamps_of(self.layout, record)  # a header that was damaged since: what it said stands
-            entry = msgspec.structs.replace(before, record=record, stamps=stamps)
-        self.index.put([entry])
-        if done is not None:
-            shutil.rmtree(done, ignore_errors=True)
-        return entry
-
-    def _finish_interrupted(self) -> None:
-        """Carry on with installations that were cut off in their last step."""
-        for partial in self._partials():
-            claim = read_claim(partial)
-            if claim is None or claim.installing is None:
-                continue
-            lock = Lock(partial.with_suffix(".lock"))
-            if lock.acquire():
-                try:
-                    if all(self._is_there(partial, file.path) for file in claim.installing.files):
-                        self._carry_out(claim.installing, partial)
-                finally:
-                    lock.remove()
-
-    def _is_there(self, partial: Path, path: str) -> bool:
-        return (partial / f"{Path(path).name}.partial").exists() or self.layout.file(path).exists()
-
-    def _partials(self) -> Iterable[Path]:
-        root = self.layout.store / ".partial"
-        return [each for each in sorted(root.iterdir()) if each.is_dir()] if root.is_dir() else []
-
-    # removing
+    def record(self, record: Record) -> Entry:
+        """Write a model's provenance, then its index entry."""
+        return installing.enter(self.layout, self.index, record)
 
     def remove(self, ref: ModelRef) -> None:
         """Remove a model, or what was fetched of one. Raises ``InUse`` while it is loaded or pulled."""
         try:
             entry = self.find(ref, gone=True)
         except ModelNotFound:
-            if not self._remove_partial(ref):
+            if not remove_partial(self.layout, ref):
                 raise
             return
-        record = entry.record
-        lock, pulling = (
-            self.use_lock(record.path),
-            Lock(self.layout.partial(record.path).with_suffix(".lock")),
-        )
-        try:
-            if not pulling.acquire() or not lock.acquire():
-                raise in_use(record.id)
-            self._delete(record)
-        finally:
-            lock.release()
-            pulling.remove()
-        self._remove_empty(record.path)
-
-    def _delete(self, record: Record) -> None:
-        self.index.put([], gone=[record.path])
-        shared = {
-            file.path
-            for other in self.index.by_repository(record.owner, record.family)
-            for file in other.record.files
-        }
-        for file in record.files:
-            if file.path not in shared:
-                self.layout.file(file.path).unlink(missing_ok=True)
-        self.layout.provenance(record.path).unlink(missing_ok=True)
-        self.layout.lock(record.path).unlink(missing_ok=True)
-        shutil.rmtree(self.layout.partial(record.path), ignore_errors=True)
-
-    def _remove_partial(self, ref: ModelRef) -> bool:
-        for partial in self._partials():
-            claim = read_claim(partial)
-            if claim is None or not _means(ref, claim):
-                continue
-            lock = Lock(partial.with_suffix(".lock"))
-            if not lock.acquire():
-                raise in_use(claim.id)
-            shutil.rmtree(partial, ignore_errors=True)
-            self.layout.lock(claim.path).unlink(missing_ok=True)
-            lock.remove()
-            self._remove_empty(claim.path)
-            return True
-        return False
-
-    def _remove_empty(self, path: str) -> None:
-        """Remove the folders of a model, as far up as they are empty."""
-        directory = self.layout.file(path).parent
-        for each in (directory / ".kawai", directory, *directory.parents):
-            if each == self.layout.store or self.layout.store not in each.parents:
-                return
-            try:
-                each.rmdir()
-            except OSError:
-                return
-
-
-def in_use(model_id: str) -> InUse:
-    """What to say of a model whose lock somebody holds."""
-    return InUse(
-        f"{model_id} is loaded, being pulled or being verified",
-        "wait until that is done (kawai models ps, kawai pulls list)",
-    )
-
-
-def read_claim(partial: Path) -> Claim | None:
-    """What a partial directory belongs to, if it says."""
-    try:
-        return msgspec.json.decode(read_if_there(partial / "claim.json") or b"", type=Claim)
-    except msgspec.DecodeError:
-        return None
-
-
-def _means(ref: ModelRef, claim: Claim) -> bool:
-    owner, _, rest = claim.path.partition("/")
-    stem = (rest or owner).rpartition("/")[2].casefold()
-    words = str(ref).casefold()
-    return words in {claim.id.casefold(), stem, f"{owner.casefold()}/{stem}"}
+        self.require_mounted()
+        remove_model(self.layout, self.index, entry.record)

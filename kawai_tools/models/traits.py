@@ -9,14 +9,36 @@ from typing import Literal, NamedTuple
 from kawai_tools.gguf import Header
 from kawai_tools.models.model import Capabilities
 
-_RECURRENT = frozenset("mamba mamba2 rwkv6 rwkv6qwen2 rwkv7 arwkv7".split())
+_RECURRENT = frozenset(["mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7"])
 _HYBRID = frozenset(
-    "jamba falcon-h1 plamo2 granitehybrid lfm2 lfm2moe nemotron_h nemotron_h_moe qwen3next "
-    "qwen35 qwen35moe kimi-linear".split()
+    [
+        "jamba",
+        "falcon-h1",
+        "plamo2",
+        "granitehybrid",
+        "lfm2",
+        "lfm2moe",
+        "nemotron_h",
+        "nemotron_h_moe",
+        "qwen3next",
+        "qwen35",
+        "qwen35moe",
+        "kimi-linear",
+    ]
 )
 _ENCODER_ONLY = frozenset(
-    "bert modern-bert nomic-bert nomic-bert-moe neo-bert jina-bert-v2 jina-bert-v3 eurobert t5encoder "
-    "gemma-embedding".split()
+    [
+        "bert",
+        "modern-bert",
+        "nomic-bert",
+        "nomic-bert-moe",
+        "neo-bert",
+        "jina-bert-v2",
+        "jina-bert-v3",
+        "eurobert",
+        "t5encoder",
+        "gemma-embedding",
+    ]
 )
 _ENCODER_DECODER = frozenset({"t5"})
 _POOLING_NONE, _POOLING_RANK = 0, 4

@@ -8,7 +8,6 @@ are of one version starts the file over; the digest decides at the end.
 
 import hashlib
 import os
-import re
 import threading
 import time
 from collections.abc import Callable
@@ -23,11 +22,14 @@ from kawai_tools.errors import (
     UpstreamTimeout,
 )
 from kawai_tools.files import storage_errors
-from kawai_tools.transfer.egress import Origin, origin_of
-from kawai_tools.transfer.hub import Patience, RemoteFile, retry_after
-from kawai_tools.transfer.outbound import REDIRECTS, Cancelled, Outbound, Response
+from kawai_tools.transfer.hub import RemoteFile
+from kawai_tools.transfer.outbound import Outbound
 from kawai_tools.transfer.partials import Partial
+from kawai_tools.transfer.patience import Patience
 from kawai_tools.transfer.ranges import Ranges, Segment
+from kawai_tools.transfer.responses import Response
+from kawai_tools.transfer.sources import Source, StartOver, TryAgain
+from kawai_tools.transfer.wire import Cancelled
 
 BUFFER = 1 << 20
 FAST = 100_000_000
@@ -51,7 +53,7 @@ class Limiter:
     @property
     def step(self) -> int:
         """How many bytes to read at once, so that the rate is even."""
-        return BUFFER if self.rate is None else max(4096, min(BUFFER, self.rate // 10))
+        return BUFFER if self.rate is None else max(256, min(BUFFER, self.rate // 10))
 
     def spend(self, count: int) -> None:
         """Wait until ``count`` bytes are within the rate."""
@@ -81,41 +83,33 @@ class Hooks:
     refuse: Callable[[Response], KawaiError]
 
 
-class _StartOver(Exception):  # noqa: N818 - a change of plan, not an error
-    """The bytes so far may not belong together."""
-
-    def __init__(self, reason: str, *, ranged: bool) -> None:
-        super().__init__(reason)
-        self.ranged = ranged
-
-
-def download(  # noqa: PLR0913 - what, whence, where to, how
+def download(
     outbound: Outbound, file: RemoteFile, partial: Partial, hooks: Hooks, limiter: Limiter, connections: int
 ) -> str:
     """Fetch what is missing of a file and return its SHA-256; the partial is whole, verified and synced.
 
-    Raises ``DigestMismatch`` (the partial is discarded), whatever ``hooks.check`` raises (likewise),
-    ``NoSpace``, a kind of ``Upstream``, or ``Cancelled``; then the partial stays and can be resumed.
+    Raises ``DigestMismatch`` (the partial is discarded), whatever ``hooks.check`` raises, ``NoSpace``, a
+    kind of ``Upstream``, or ``Cancelled``; then what was fetched of the file stays and can be resumed.
     """
     if partial.verified is not None:
         return partial.verified
     ranged = file.sha256 is not None or file.etag is not None
     for attempt in range(RESTARTS + 1):
-        attempted = _Attempt(
-            outbound, file, partial, hooks, limiter, connections if ranged else 1, ranged=ranged
-        )
         was_resumed = partial.resumed
+        source = Source(outbound, file, hooks.check, hooks.refuse, hooks.cancelled, ranged=ranged)
         try:
-            digest = attempted.run()
-        except _StartOver as doubt:
+            digest = _Attempt(source, partial, hooks, limiter, connections).run()
+        except StartOver as doubt:
             partial.restart()
-            ranged = ranged and doubt.ranged
+            # the second time all comes in one answer, which cannot be of two versions
+            ranged = ranged and doubt.ranged and not attempt
             if attempt == RESTARTS:
                 raise BadResponse(f"{file.url} {doubt}, again and again", "try again later") from doubt
             hooks.pause(0.2 * attempt)
             continue
         except Integrity:
-            partial.discard()
+            if not partial.have:
+                partial.discard()
             raise
         if file.sha256 in {None, digest}:
             partial.save([], digest)
@@ -133,29 +127,21 @@ def download(  # noqa: PLR0913 - what, whence, where to, how
 class _Attempt:
     """One go at what is missing."""
 
-    def __init__(  # noqa: PLR0913 - as download
-        self,
-        outbound: Outbound,
-        file: RemoteFile,
-        partial: Partial,
-        hooks: Hooks,
-        limiter: Limiter,
-        connections: int,
-        *,
-        ranged: bool,
+    def __init__(
+        self, source: Source, partial: Partial, hooks: Hooks, limiter: Limiter, connections: int
     ) -> None:
-        self.outbound, self.file, self.partial, self.hooks = outbound, file, partial, hooks
-        self.limiter, self.connections, self.ranged = limiter, connections, ranged
-        if not ranged and partial.have:
+        self.source, self.partial, self.hooks, self.limiter = source, partial, hooks, limiter
+        self.file, self.ranged = source.file, source.ranged
+        self.connections = connections if self.ranged else 1
+        if not self.ranged and partial.have:
             partial.restart()
+        source.cancelled = self._is_stopped
         self.fd = partial.fd
-        self.ranges = Ranges(file.size, partial.left)
+        self.ranges = Ranges(self.file.size, partial.left)
         self.error: BaseException | None = None
         self.stopped = False
         self.digest: str | None = None
         self._workers: list[threading.Thread] = []
-        self._location: tuple[str, Origin] | None = None
-        self._validator: str | None = None
         self._saved_at = time.monotonic()
         self._saved_bytes = self.ranges.done()
         self._saving = threading.Lock()
@@ -178,7 +164,7 @@ class _Attempt:
             for thread in [*self._workers, hasher]:
                 thread.join()
             if self.digest is None:
-                self.partial.save(self.ranges.missing())
+                self._save(synced=True)
         assert self.digest is not None  # noqa: S101 - the hasher ended without an error
         return self.digest
 
@@ -238,33 +224,42 @@ class _Attempt:
                 continue
             try:
                 self._fetch(segment, buffer, patience)
-            except (Unreachable, UpstreamTimeout, BadResponse) as error:
+            except (TryAgain, Unreachable, UpstreamTimeout, BadResponse) as failure:
                 self.ranges.give_back(segment)
-                if not self.ranged and segment.position:
-                    raise _StartOver("cannot be resumed", ranged=False) from error
-                self._location = None
-                try:
-                    patience.failed(error, getattr(error, "retry_after", None))
-                except KawaiError:
-                    if self.ranges.others_work():
-                        return
-                    raise
+                if not self._goes_on(failure, segment, patience):
+                    return
             except BaseException:
                 self.ranges.give_back(segment)
                 raise
 
+    def _goes_on(self, failure: TryAgain | KawaiError, segment: Segment, patience: Patience) -> bool:
+        """Wait before another request; or say that the other connections will do, or raise."""
+        error, after = (failure.error, failure.after) if isinstance(failure, TryAgain) else (failure, None)
+        if not self.ranged and segment.position:
+            raise StartOver("cannot be resumed", ranged=False) from error
+        self.source.forget()
+        try:
+            patience.failed(error, after)
+        except KawaiError:
+            if self.ranges.others_work():
+                return False
+            raise
+        return True
+
     def _pause(self, seconds: float) -> None:
-        until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0:
+        for _ in range(max(1, round(seconds / 0.1))):
             if self._is_stopped():
                 raise Cancelled
-            self.hooks.pause(min(left, 0.1))
+            self.hooks.pause(min(seconds, 0.1))
 
     def _fetch(self, segment: Segment, buffer: memoryview, patience: Patience) -> None:
         """Read one answer into one segment, which grows while the next block is free."""
         limit = segment.end if len(self._workers) > 1 else self.ranges.run_end(segment)
-        with self._open(segment.position, limit) as answer:
-            self._check_answer(answer, segment, limit)
+        with self.source.open(segment.position, limit) as answer:
+            if answer.status == 200 and limit < self.file.size:  # noqa: PLR2004 - the whole file
+                if not self.ranges.take_all(segment):
+                    raise StartOver("ignores ranges", ranged=False)
+                limit = self.file.size
             fresh = 0
             while not self._is_stopped():
                 if segment.position == segment.end and not self.ranges.extend(segment, limit):
@@ -275,6 +270,8 @@ class _Attempt:
                     raise Unreachable(f"{self.file.url} ends {segment.end - segment.position} bytes early")
                 if segment.position == 0:
                     count = self._check_start(answer, buffer, count, step)
+                if answer.length is None and segment.position + count == limit:
+                    self.source.refuse_surplus(answer)
                 self._store(segment, buffer[:count])
                 fresh += count
                 if fresh >= PROGRESS_BYTES:
@@ -301,84 +298,17 @@ class _Attempt:
         if self._saving.acquire(blocking=False):
             try:
                 self._saved_bytes, self._saved_at = done, now
-                self.partial.save(self.ranges.missing())
+                self._save()
             finally:
                 self._saving.release()
 
-    def _open(self, start: int, end: int) -> Response:
-        """Ask for a range: at the address that the file's own redirected to last, else at its own."""
-        headers = {}
-        if self.ranged:
-            headers["Range"] = f"bytes={start}-{end - 1}"
-            if self.file.etag is not None:
-                headers["If-Range"] = self.file.etag
-        known = self._location
-        if known is not None:
-            url, referrer = known
-            answer = self.outbound.request("GET", url, headers, referrer=referrer, cancelled=self._is_stopped)
-            if answer.status < 400:  # noqa: PLR2004 - where HTTP's errors begin
-                return answer
-            answer.close()  # a signed address that has expired, most likely: ask for a new one
-            self._location = None
-        return self._open_at_source(headers)
-
-    def _open_at_source(self, headers: dict[str, str]) -> Response:
-        url = self.file.fetch
-        answer = self.outbound.request("GET", url, headers, cancelled=self._is_stopped)
-        if answer.url != url:
-            self._location = (answer.url, origin_of(url))
-        if answer.status in REDIRECTS:
-            answer.close()
-            raise BadResponse(f"{url} redirects to nowhere")
-        if answer.status == 416 and self.ranged:  # noqa: PLR2004 - Range Not Satisfiable
-            answer.close()
-            raise _StartOver("has no such range", ranged=False)
-        if answer.status >= 400:  # noqa: PLR2004
-            answer.close()
-            error = self.hooks.refuse(answer)
-            error.retry_after = retry_after(answer)  # type: ignore[attr-defined]
-            if answer.status == 429:  # noqa: PLR2004 - Too Many Requests
-                raise Unreachable(error.message, error.hint) from error
-            raise error
-        return answer
-
-    def _check_answer(self, answer: Response, segment: Segment, limit: int) -> None:
-        """Hold an answer to what was asked: which bytes, of which version, in which encoding."""
-        encoding = (answer.header("Content-Encoding") or "identity").lower()
-        if encoding != "identity":
-            raise BadResponse(f"{self.file.url} comes {encoding}-encoded though that was not asked for")
-        self._check_validator(answer)
-        if answer.status == 206 and self.ranged:  # noqa: PLR2004 - Partial Content
-            given = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", answer.header("Content-Range") or "")
-            if (
-                given is None
-                or int(given[1]) != segment.position
-                or given[3] not in {"*", str(self.file.size)}
-            ):
-                raise _StartOver("answers with another range than asked for", ranged=False)
+    def _save(self, *, synced: bool = False) -> None:
+        """Note what is missing, unless the bytes are bound to no version that could be asked for again."""
+        if not self.ranged and self.file.sha256 is None:
             return
-        if answer.status != 200:  # noqa: PLR2004 - OK
-            raise BadResponse(f"{self.file.url} answers with status {answer.status}")
-        if answer.length not in {None, self.file.size}:
-            self._refuse_length(answer)
-        if segment.position or (limit < self.file.size and not self.ranges.take_all(segment)):
-            raise _StartOver("ignores ranges", ranged=False)
-
-    def _check_validator(self, answer: Response) -> None:
-        etag = answer.header("ETag")
-        if etag is None or etag.startswith("W/"):
-            return
-        if self._validator is None:
-            self._validator = etag
-        changed = self._validator != etag or (self.file.etag is not None and self.file.etag != etag)
-        if changed and self.ranged:
-            raise _StartOver("changes while it is fetched", ranged=self.file.sha256 is not None)
-
-    def _refuse_length(self, answer: Response) -> None:
-        """Say what is wrong with an answer of another length: perhaps it is a page, not the file."""
-        buffer = memoryview(bytearray(1024))
-        self.hooks.check(bytes(buffer[: answer.read_some(buffer)]))
-        raise BadResponse(f"{self.file.url} has {answer.length} bytes where {self.file.size} were promised")
+        if synced and self.file.sha256 is None:
+            self.partial.sync()
+        self.partial.save(self.ranges.missing(), synced=synced)
 
     def _hash(self) -> None:
         """Hash the finished prefix as it grows."""

@@ -2,11 +2,13 @@
 
 The bytes are bound to URL, commit, ETag, size and digest; anything else than the very same starts over.
 The record is a hint that may be lost with the power (never torn): a whole file is hashed at its end, and
-one that was resumed and does not match is fetched once more from the start.
+one that was resumed and does not match is fetched once more from the start. Bytes that no digest will
+judge are trusted after a restart of the machine only if they were synced.
 """
 
 import contextlib
 import os
+import time
 from pathlib import Path
 
 import msgspec
@@ -16,7 +18,10 @@ from kawai_tools.transfer.hub import RemoteFile
 
 
 class Record(msgspec.Struct, frozen=True):
-    """What the bytes belong to; ``left`` are the ranges still missing, ``verified`` the digest found."""
+    """What the bytes belong to; ``left`` are the ranges still missing, ``verified`` the digest found.
+
+    ``boot`` names the run of the machine in which they were written, ``None`` if they were synced.
+    """
 
     url: str
     commit: str | None
@@ -26,6 +31,7 @@ class Record(msgspec.Struct, frozen=True):
     left: list[tuple[int, int]]
     verified: str | None = None
     mtime_ns: int = 0
+    boot: str | None = None
 
     def belongs_to(self, file: RemoteFile) -> bool:
         """Whether the bytes are surely of this file: all the same, and a digest or strong ETag to tell."""
@@ -35,12 +41,20 @@ class Record(msgspec.Struct, frozen=True):
             file.size,
             file.sha256,
         )
-        return same and self.etag == file.etag and (file.sha256 is not None or file.etag is not None)
+        if file.sha256 is None and (file.etag is None or self.boot not in {None, this_boot()}):
+            return False
+        return same and self.etag == file.etag
 
     def is_sound(self) -> bool:
         """Whether the ranges make sense; a record that was tampered with starts over."""
         ends = [0, *(edge for pair in self.left for edge in pair), self.size]
         return ends == sorted(ends)
+
+
+def this_boot() -> str:
+    """What tells this run of the machine from others: Linux's own name for it, else when it began."""
+    name = read_if_there(Path("/proc/sys/kernel/random/boot_id"))
+    return name.decode().strip() if name else f"{(time.time() - time.monotonic()) / 600:.0f}"
 
 
 class Partial:
@@ -95,12 +109,23 @@ class Partial:
                 reserve(self._fd, self.file.size)
         return self._fd
 
-    def save(self, left: list[tuple[int, int]], verified: str | None = None) -> None:
-        """Note which ranges are missing; durably once the file is whole and verified."""
+    def save(self, left: list[tuple[int, int]], verified: str | None = None, *, synced: bool = False) -> None:
+        """Note which ranges are missing; durably once the file is whole and verified.
+
+        ``synced`` says that :meth:`sync` was called since the last byte was written.
+        """
         self.left, self.verified = left, verified
         file, stat = self.file, os.fstat(self.fd)
         record = Record(
-            file.url, file.commit, file.etag, file.size, file.sha256, left, verified, stat.st_mtime_ns
+            url=file.url,
+            commit=file.commit,
+            etag=file.etag,
+            size=file.size,
+            sha256=file.sha256,
+            left=left,
+            verified=verified,
+            mtime_ns=stat.st_mtime_ns,
+            boot=None if synced or verified else this_boot(),
         )
         write_atomically(self._record_path, msgspec.json.encode(record), durable=verified is not None)
 

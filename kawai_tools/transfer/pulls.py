@@ -18,7 +18,7 @@ from typing import Literal
 from kawai_tools.errors import ErrorInfo, Internal, KawaiError, PullNotFound, ServerClosing
 from kawai_tools.events import FINAL, Event, Progress, Status
 from kawai_tools.files import Lock
-from kawai_tools.transfer.outbound import Cancelled
+from kawai_tools.transfer.wire import Cancelled
 
 PROGRESS_INTERVAL = 0.25
 KEPT_FOR = 3600.0
@@ -37,7 +37,7 @@ class Feed:
         self._kept: list[tuple[int, Event]] = []
         self._latest: tuple[int, Event] | None = None
         self._seq = 0
-        self._wakes: dict[int, Callable[[], None]] = {}
+        self._wakes: dict[object, Callable[[], None]] = {}
         self._cancel = threading.Event()
         self.closed = False
 
@@ -59,8 +59,12 @@ class Feed:
 
     def _wake_all(self) -> None:
         self._changed.notify_all()
-        for wake in list(self._wakes.values()):
-            wake()
+        for key, wake in list(self._wakes.items()):
+            try:
+                wake()
+            except Exception:
+                logging.getLogger(__name__).exception("a follower cannot be woken, and is left behind")
+                del self._wakes[key]
 
     def events(self, after: int = 0) -> list[tuple[int, Event]]:
         """What a follower that has seen ``after`` still lacks, in order, each with its number."""
@@ -71,22 +75,27 @@ class Feed:
     def subscribe(self, wake: Callable[[], None]) -> Callable[[], None]:
         """Call ``wake`` (from any thread) at every change until the returned function is called."""
         with self._changed:
-            key = max(self._wakes, default=0) + 1
+            key = object()
             self._wakes[key] = wake
-        return lambda: self._wakes.pop(key, None) and None
+
+        def unsubscribe() -> None:
+            with self._changed:
+                self._wakes.pop(key, None)
+
+        return unsubscribe
 
     def follow(self, after: int = 0, heartbeat: float | None = None) -> Iterator[Event | None]:
         """Yield events as they come until the end; ``None`` after every ``heartbeat`` seconds without one."""
+        place = after
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self.closed or self._seq > after, heartbeat)
-                closed = self.closed
-            entries = self.events(after)
-            if not entries and not closed:
+                news = self._changed.wait_for(lambda: self.closed or self._seq > place, heartbeat)  # noqa: B023 - now
+                closed, entries = self.closed, self.events(place)
+            if not news:
                 yield None
-            for after, event in entries:  # noqa: B007, PLW2901 - the follower's place in the log
+            for place, event in entries:  # noqa: B007 - the follower's place in the log
                 yield event
-            if closed and not self.events(after):
+            if closed:
                 return
 
     def cancel(self) -> None:
@@ -108,8 +117,8 @@ class Job:
     """What a Pull is to do; the noun that planned it says so.
 
     ``target`` names what it is about, ``same`` whether another request for the target wants the very
-    same; ``lock`` (if any) is held while it works; ``work`` does it, telling its progress, and returns the final
-    status; ``render`` makes the noun's event of a :class:`Progress`.
+    same; ``lock`` (if any) is held while it works; ``work`` does it, telling its progress, and returns the
+    final status; ``render`` makes the noun's event of a :class:`Progress`.
     """
 
     kind: Literal["model", "libs"]

@@ -76,7 +76,7 @@ class Ranges:
         with self._changed:
             self._active.discard(segment)
             if segment.position < segment.end:
-                self._free = sorted([*self._free, (segment.position, segment.end)])
+                self._free = _joined([*self._free, (segment.position, segment.end)])
             self._changed.notify_all()
 
     def others_work(self) -> bool:
@@ -94,7 +94,7 @@ class Ranges:
         """The ranges that are not here, in order."""
         with self._changed:
             lacking = [(each.position, each.end) for each in self._active if each.position < each.end]
-            return sorted([*self._free, *lacking])
+            return _joined([*self._free, *lacking])
 
     def _missing_count(self) -> int:
         return sum(end - start for start, end in self._free) + sum(
@@ -137,3 +137,12 @@ class Ranges:
         """Let everyone who waits look again."""
         with self._changed:
             self._changed.notify_all()
+
+
+def _joined(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Disjoint ranges in order, neighbours as one."""
+    joined: list[tuple[int, int]] = []
+    for start, end in sorted(ranges):
+        begin = joined.pop()[0] if joined and joined[-1][1] == start else start
+        joined.append((begin, end))
+    return joined

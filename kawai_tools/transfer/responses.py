@@ -3,6 +3,7 @@
 import http.client
 import ssl
 from collections.abc import Callable
+from typing import Self
 
 from kawai_tools.errors import BadCertificate, BadResponse, KawaiError, Unreachable, UpstreamTimeout
 from kawai_tools.transfer.egress import Hop, origin_of
@@ -45,8 +46,9 @@ class Response:
         *,
         bodiless: bool,
     ) -> None:
-        """Wrap http.client's answer; ``via`` is the redirect that led here, ``done`` is told whether the
-        connection can serve again.
+        """Wrap http.client's answer.
+
+        ``via`` is the redirect that led here; ``done`` is told whether the connection can serve again.
         """
         self.url = url
         self.via = via
@@ -105,7 +107,7 @@ class Response:
             self._answer.close()
             done(finished and not self._answer.will_close)
 
-    def __enter__(self) -> "Response":
+    def __enter__(self) -> Self:
         """Close at the end of the block."""
         return self
 

@@ -28,7 +28,7 @@ IDLE_SECONDS = 30.0
 """How long a connection is kept for another request."""
 
 
-class Cancelled(Exception):  # noqa: N818 - not an error: somebody asked for it
+class Cancelled(Exception):
     """The work was cancelled while it waited for the network."""
 
 
@@ -122,7 +122,7 @@ def connect(
 def _begin(address: Address) -> socket.socket:
     """Begin to connect; that it has ended, well or not, is told by the socket becoming writable."""
     sock = socket.socket(address.family, socket.SOCK_STREAM)
-    sock.setblocking(False)
+    sock.settimeout(0)
     code = sock.connect_ex(address.sockaddr)
     if code not in {0, errno.EINPROGRESS}:
         sock.close()

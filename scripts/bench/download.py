@@ -50,7 +50,9 @@ def plain(folder: Path, work: Path, size: int, rounds: int) -> None:
     print(f"size {size >> 20} MiB: curl {curl.wall:.2f} s, hash {digest.wall:.2f} s, fsync {sync.wall:.2f} s")
     print(f"pull {mine.wall:.2f} s = {mine.wall / slower:.2f} of the slower plus fsync (at most 1.4)")
     cpu = curl.cpu + digest.cpu
-    print(f"CPU {mine.cpu:.2f} s against {cpu:.2f} s = {mine.cpu / cpu:.2f} of curl plus hashing (at most 1.6)")
+    print(
+        f"CPU {mine.cpu:.2f} s against {cpu:.2f} s = {mine.cpu / cpu:.2f} of curl plus hashing (at most 1.6)"
+    )
     grown = (mine.memory - small.memory) / 1e6
     print(f"resident {mine.memory / 1e6:.0f} MB, {grown:.0f} MB more than for a file of 1 MiB (at most 40)")
 

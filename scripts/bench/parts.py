@@ -51,10 +51,7 @@ def best(costs: Sequence[Cost]) -> Cost:
 
 def write_gguf(path: Path, size: int) -> None:
     """Write a GGUF file of about ``size`` bytes: one F32 tensor of random bytes."""
-    text = b"".join(
-        struct.pack("<Q", len(part)) + part
-        for part in (b"general.architecture",)
-    )
+    text = b"".join(struct.pack("<Q", len(part)) + part for part in (b"general.architecture",))
     value = struct.pack("<I", 8) + struct.pack("<Q", 5) + b"llama"
     count = (size - 4096) // 4
     name = b"token_embd.weight"

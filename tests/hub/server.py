@@ -25,7 +25,7 @@ Json = dict[str, object]
 _TRUE = {"true", "1"}
 
 
-class Refusal(Exception):  # noqa: N818 -- an answer, raised to leave the route
+class Refusal(Exception):
     """The hub will not serve this call; carries the answer that says so."""
 
     def __init__(

@@ -1,0 +1,138 @@
+"""The last step of a pull: verified files get their final names, then provenance, then the index.
+
+What was decided is noted first, so that a step that was cut off is finished later, not undone: whoever looks
+into the store next does so.
+"""
+
+import contextlib
+import shutil
+from pathlib import Path
+
+import msgspec
+
+from kawai_tools.errors import Integrity
+from kawai_tools.files import move_into_place
+from kawai_tools.models.claims import Claim, Hold, claims, read_claim, write_claim
+from kawai_tools.models.index import IdTaken, Index
+from kawai_tools.models.layout import Layout
+from kawai_tools.models.naming import new_id
+from kawai_tools.models.records import Entry, Record, entry_of, owner_and_stem, stamps_of, write_record
+
+
+def install(layout: Layout, index: Index, record: Record) -> Entry:
+    """Install what a pull has fetched into the partial directory of ``record``; both locks are held.
+
+    A file whose ``mtime_ns`` is 0 is taken to be fetched and verified just now.
+    """
+    before = index.by_path(record.path)
+    stays = {file.path for file in record.files}
+    dropping = [file.path for file in before.record.files if file.path not in stays] if before else []
+    claim = Claim(record.id, record.path, record, dropping)
+    write_claim(layout, claim)
+    return _carry_out(layout, index, claim, record)
+
+
+def finish(layout: Layout, index: Index, path: str) -> None:
+    """Carry on with an installation that was cut off; both locks of the model at ``path`` are held."""
+    claim = read_claim(layout.partial(path))
+    if claim is None or claim.installing is None:
+        return
+    if all(_is_there(layout, claim, file.path) for file in claim.installing.files):
+        try:
+            _carry_out(layout, index, claim, claim.installing)
+        except Integrity:  # damaged since it was verified: it will be fetched again
+            write_claim(layout, Claim(claim.id, claim.path))
+
+
+def finish_all(layout: Layout, index: Index) -> None:
+    """Carry on with every installation that was cut off; one that somebody works on is left to them."""
+    for claim in claims(layout):
+        hold = Hold(layout, claim.path)
+        if claim.installing is not None and hold.acquire():
+            try:
+                finish(layout, index, claim.path)
+            finally:
+                hold.release()
+
+
+def _is_there(layout: Layout, claim: Claim, path: str) -> bool:
+    return _partial(layout, claim, path).exists() or layout.file(path).exists()
+
+
+def _partial(layout: Layout, claim: Claim, path: str) -> Path:
+    return layout.partial(claim.path) / f"{Path(path).name}.partial"
+
+
+def _carry_out(layout: Layout, index: Index, claim: Claim, record: Record) -> Entry:
+    for file in record.files:
+        source = _partial(layout, claim, file.path)
+        if source.exists():
+            move_into_place(source, layout.file(file.path))
+    files = [
+        msgspec.structs.replace(file, mtime_ns=file.mtime_ns or layout.file(file.path).stat().st_mtime_ns)
+        for file in record.files
+    ]
+    entry = enter(layout, index, msgspec.structs.replace(record, files=files))
+    _tell_sharers(layout, index, entry.record)
+    if claim.dropping:
+        unlink_unless_shared(layout, index, entry.record, claim.dropping)
+    shutil.rmtree(layout.partial(claim.path), ignore_errors=True)
+    return entry
+
+
+def enter(layout: Layout, index: Index, record: Record) -> Entry:
+    """Write a model's provenance, then its index entry; under a new id if its own was taken meanwhile."""
+    while True:
+        write_record(layout, record)
+        try:
+            entry = _entry(layout, index, record)
+            index.put([entry])
+        except IdTaken:
+            record = msgspec.structs.replace(record, id=new_id(*owner_and_stem(record.path), index.keys()))
+        else:
+            return entry
+
+
+def _entry(layout: Layout, index: Index, record: Record) -> Entry:
+    try:
+        return entry_of(layout, record)
+    except Integrity:
+        before = index.by_path(record.path)
+        if before is None:
+            raise
+        stamps = stamps_of(layout, record)  # a header that was damaged since: what it said stands
+        return msgspec.structs.replace(before, record=record, stamps=stamps)
+
+
+def _tell_sharers(layout: Layout, index: Index, record: Record) -> None:
+    """Note a projection that was replaced with the other models that have it, too."""
+    new = record.projection
+    if new is None:
+        return
+    for other in sharers(index, record):
+        files = [new if file.path == new.path else file for file in other.record.files]
+        if files != other.record.files:
+            with contextlib.suppress(Integrity, FileNotFoundError):  # it lacks more than that
+                enter(layout, index, msgspec.structs.replace(other.record, files=files))
+
+
+def sharers(index: Index, record: Record) -> list[Entry]:
+    """The other models that have the projection of this one."""
+    projection = record.projection
+    if projection is None:
+        return []
+    return [
+        other
+        for other in index.all()
+        if other.record.path != record.path and projection.path in {file.path for file in other.record.files}
+    ]
+
+
+def unlink_unless_shared(layout: Layout, index: Index, record: Record, paths: list[str]) -> None:
+    """Remove files of a model that no other one has."""
+    owned = {
+        file.path for other in index.all() if other.record.path != record.path for file in other.record.files
+    }
+    for path in paths:
+        if path not in owned:
+            layout.file(path).unlink(missing_ok=True)
