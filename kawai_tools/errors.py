@@ -157,258 +157,258 @@ class KawaiError(Exception):
 
 
 class InvalidRequest(KawaiError):
-    """The request makes no sense.."""
+    """The request makes no sense."""
 
     type = ErrorType.INVALID_REQUEST
     status = 400
 
 
 class InvalidId(InvalidRequest):
-    """An id that is no id, or tries to be a path.."""
+    """An id that is no id, or tries to be a path."""
 
 
 class InvalidSource(InvalidRequest):
-    """Words that name nothing that could be pulled.."""
+    """Words that name nothing that could be pulled."""
 
 
 class LocalPath(InvalidRequest):
-    """A path on this machine where a source is wanted.."""
+    """A path on this machine where a source is wanted."""
 
 
 class PageUrl(InvalidRequest):
-    """A page of the hub where a file is wanted.."""
+    """A page of the hub where a file is wanted."""
 
 
 class NotAProjection(InvalidRequest):
-    """A second URL that is not a projection.."""
+    """A second URL that is not a projection."""
 
 
 class InvalidBody(InvalidRequest):
-    """A request body that does not fit its row.."""
+    """A request body that does not fit its row."""
 
 
 class InvalidConfig(InvalidRequest):
-    """Config.toml, a variable or a flag that cannot be read.."""
+    """Config.toml, a variable or a flag that cannot be read."""
 
 
 class UsageError(InvalidRequest, code="usage"):
-    """A command line that makes no sense.."""
+    """A command line that makes no sense."""
 
 
 class MethodNotAllowed(InvalidRequest, status=405):
-    """The path exists, the method does not.."""
+    """The path exists, the method does not."""
 
 
 class BodyTooLarge(InvalidRequest, status=413):
-    """More bytes than this route takes.."""
+    """More bytes than this route takes."""
 
 
 class NotJson(InvalidRequest, code="unsupported_media_type", status=415):
-    """A body that is not application/json.."""
+    """A body that is not application/json."""
 
 
 class WrongHost(InvalidRequest, status=421):
-    """A Host that does not name this server.."""
+    """A Host that does not name this server."""
 
 
 class NotFound(KawaiError):
-    """No such thing.."""
+    """No such thing."""
 
     type = ErrorType.NOT_FOUND
     status = 404
 
 
 class ModelNotFound(NotFound):
-    """No installed model answers to these words.."""
+    """No installed model answers to these words."""
 
 
 class PullNotFound(NotFound):
-    """No running or recent pull has this id.."""
+    """No running or recent pull has this id."""
 
 
 class RepoNotFound(NotFound):
-    """The hub has no such repository.."""
+    """The hub has no such repository."""
 
 
 class RevisionNotFound(NotFound):
-    """The repository has no such branch, tag or commit.."""
+    """The repository has no such branch, tag or commit."""
 
 
 class FileNotOnHub(NotFound, code="file_not_found"):
-    """The repository or server has no such file.."""
+    """The repository or server has no such file."""
 
 
 class QuantizationNotFound(NotFound):
-    """The repository lacks this quantization.."""
+    """The repository lacks this quantization."""
 
 
 class RouteNotFound(NotFound):
-    """No such path.."""
+    """No such path."""
 
 
 class NotAllowed(KawaiError):
-    """Known, and refused.."""
+    """Known, and refused."""
 
     type = ErrorType.NOT_ALLOWED
     status = 403
 
 
 class ForeignOrigin(NotAllowed):
-    """A web page of somewhere else.."""
+    """A web page of somewhere else."""
 
 
 class HostNotAllowed(NotAllowed):
-    """A host this server may not fetch from.."""
+    """A host this server may not fetch from."""
 
 
 class ModelGated(NotAllowed):
-    """The hub refuses the hub token.."""
+    """The hub refuses the hub token."""
 
 
 class Conflict(KawaiError):
-    """Not in the present state.."""
+    """Not in the present state."""
 
     type = ErrorType.CONFLICT
     status = 409
 
 
 class Ambiguous(Conflict):
-    """Several things answer to these words.."""
+    """Several things answer to these words."""
 
 
 class AmbiguousFile(Conflict):
-    """A repository with several files and no word which.."""
+    """A repository with several files and no word which."""
 
 
 class InUse(Conflict):
-    """Loaded, being pulled, or being removed.."""
+    """Loaded, being pulled, or being removed."""
 
 
 class DifferentVersion(Conflict):
-    """What is installed is not what is asked for.."""
+    """What is installed is not what is asked for."""
 
 
 class AlreadyServing(Conflict):
-    """Another server runs on this home.."""
+    """Another server runs on this home."""
 
 
 class PortInUse(Conflict):
-    """Another program listens there.."""
+    """Another program listens there."""
 
 
 class HubTokenRequired(Conflict, status=412):
-    """The hub wants a token and none is set.."""
+    """The hub wants a token and none is set."""
 
 
 class Upstream(KawaiError):
-    """Hub, release server or engine failed.."""
+    """Hub, release server or engine failed."""
 
     type = ErrorType.UPSTREAM
     status = 502
 
 
 class Unreachable(Upstream):
-    """Refused, cut off or broken, again and again.."""
+    """Refused, cut off or broken, again and again."""
 
 
 class UpstreamTimeout(Upstream, status=504):
-    """It answered too slowly, or fell silent.."""
+    """It answered too slowly, or fell silent."""
 
 
 class RateLimited(Upstream):
-    """429, and waiting did not help.."""
+    """429, and waiting did not help."""
 
 
 class BadRedirect(Upstream):
-    """A redirect that loops, leaves http(s) or is refused.."""
+    """A redirect that loops, leaves http(s) or is refused."""
 
 
 class BadCertificate(Upstream):
-    """TLS that cannot be trusted.."""
+    """TLS that cannot be trusted."""
 
 
 class BadResponse(Upstream):
-    """An answer that breaks its protocol.."""
+    """An answer that breaks its protocol."""
 
 
 class Integrity(KawaiError):
-    """Bytes that are not what they should be.."""
+    """Bytes that are not what they should be."""
 
     type = ErrorType.INTEGRITY
     status = 422
 
 
 class DigestMismatch(Integrity):
-    """SHA-256 or size differ from what was promised.."""
+    """SHA-256 or size differ from what was promised."""
 
 
 class MalformedGguf(Integrity):
-    """Not a GGUF file, or a broken one.."""
+    """Not a GGUF file, or a broken one."""
 
 
 class NotAModel(Integrity):
-    """A web page, a pointer or a projection instead of a model.."""
+    """A web page, a pointer or a projection instead of a model."""
 
 
 class IncompleteModel(Integrity):
-    """A set of shards or files with one missing.."""
+    """A set of shards or files with one missing."""
 
 
 class BrokenState(Integrity):
-    """A state file that cannot be trusted.."""
+    """A state file that cannot be trusted."""
 
 
 class NoSpace(KawaiError):
-    """The disk would not hold it.."""
+    """The disk would not hold it."""
 
     type = ErrorType.NO_SPACE
     status = 507
 
 
 class Unavailable(KawaiError):
-    """Not now.."""
+    """Not now."""
 
     type = ErrorType.UNAVAILABLE
     status = 503
 
 
 class Offline(Unavailable):
-    """The network is needed and --offline forbids it.."""
+    """The network is needed and --offline forbids it."""
 
 
 class NoServer(Unavailable):
-    """No kawai server runs on this home.."""
+    """No kawai server runs on this home."""
 
 
 class ServerClosing(Unavailable):
-    """The server is shutting down.."""
+    """The server is shutting down."""
 
 
 class HomeNotWritable(Unavailable):
-    """The directory for kawai's files cannot be written.."""
+    """The directory for kawai's files cannot be written."""
 
 
 class StoreMissing(Unavailable):
-    """The store's directory is not there (an unmounted disk?).."""
+    """The store's directory is not there (an unmounted disk?)."""
 
 
 class IndexUnavailable(Unavailable):
-    """The index cannot be used where it is.."""
+    """The index cannot be used where it is."""
 
 
 class UnsupportedPlatform(Unavailable):
-    """Kawai does not run on this operating system.."""
+    """Kawai does not run on this operating system."""
 
 
 class Internal(KawaiError):
-    """A bug in kawai.."""
+    """A bug in kawai."""
 
     type = ErrorType.INTERNAL
     status = 500
 
 
 class RemoteFault(Internal):
-    """A bug in the kawai that was asked.."""
+    """A bug in the kawai that was asked."""
 
 
 def tree(root: type[KawaiError] = KawaiError) -> list[type[KawaiError]]:

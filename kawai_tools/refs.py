@@ -41,6 +41,8 @@ _QUANT = re.compile(
     r"(?:^|[-._/])((?:UD-)?(?:(?:I?Q|TQ)\d\w*|BF16|FP?16|FP?32|MXFP4\w*))(?=$|[-._/])", re.IGNORECASE
 )
 _REPO_PART = re.compile(r"[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _MAX_ID = 200
 _MAX_URL = 4096
 _MAX_PATH = 800  # bytes of a path in the store; what stands before it has room below PATH_MAX
@@ -197,11 +199,11 @@ def _id_fault(text: str, parts: list[str]) -> str | None:
         "it has more than one slash": len(parts) > 2,  # noqa: PLR2004 - owner and name
         "it has an empty part": "" in parts,
         "a part of it is . or ..": any(part in {".", ".."} for part in parts),
-        "it has a control character": any(ord(char) < ord(" ") or 0x7F <= ord(char) < 0xA0 for char in text),
+        "it has a control character": _CONTROL.search(text) is not None,
         "it has a backslash": "\\" in text,
         "it has a percent sign": "%" in text,
         "a part of it begins with - or .": any(part[:1] in {"-", "."} for part in parts),
-        "it is not valid Unicode": any(0xD800 <= ord(char) < 0xE000 for char in text),
+        "it is not valid Unicode": _SURROGATE.search(text) is not None,
     }
     return next((reason for reason, holds in faults.items() if holds), None)
 

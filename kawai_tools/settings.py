@@ -102,11 +102,11 @@ def _between(low: int, high: int) -> Callable[[str], int]:
 
 
 def _key(
-    default: Any,  # noqa: ANN401 - a dataclass default of the field's own type
     variables: str,
     description: str,
     parse: Callable[[str], object],
     *,
+    default: Any = None,  # noqa: ANN401 - a dataclass default of the field's own type
     secret: bool = False,
     in_file: bool = True,
 ) -> Any:  # noqa: ANN401 - as dataclasses.field
@@ -119,37 +119,42 @@ class Settings:
     """Every setting, resolved."""
 
     home: Path | None = _key(
-        None, "KAWAI_HOME", "directory that holds everything of kawai", _parse_path, in_file=False
+        "KAWAI_HOME", "directory that holds everything of kawai", _parse_path, in_file=False
     )
-    offline: bool = _key(False, "KAWAI_OFFLINE", "open no connection to anywhere else", _parse_bool)
-    host: str = _key("127.0.0.1", "KAWAI_HOST", "address that kawai serve listens on", _parse_text)
-    port: int = _key(11435, "KAWAI_PORT", "port that kawai serve listens on", _between(0, 65535))
-    connections: int = _key(8, "KAWAI_CONNECTIONS", "connections a download may use", _between(1, 64))
-    limit_rate: int | None = _key(
-        None, "KAWAI_LIMIT_RATE", "bytes per second a pull may take (20M)", parse_rate
-    )
+    offline: bool = _key("KAWAI_OFFLINE", "open no connection to anywhere else", _parse_bool, default=False)
+    host: str = _key("KAWAI_HOST", "address that kawai serve listens on", _parse_text, default="127.0.0.1")
+    port: int = _key("KAWAI_PORT", "port that kawai serve listens on", _between(0, 65535), default=11435)
+    connections: int = _key("KAWAI_CONNECTIONS", "connections a download may use", _between(1, 64), default=8)
+    limit_rate: int | None = _key("KAWAI_LIMIT_RATE", "bytes per second a pull may take (20M)", parse_rate)
     pull_hosts: tuple[str, ...] = _key(
-        (), "KAWAI_PULL_HOSTS", "further hosts that a server may fetch models from", _parse_names
+        "KAWAI_PULL_HOSTS", "further hosts that a server may fetch models from", _parse_names, default=()
     )
-    hub_endpoint: str = _key("https://huggingface.co", "HF_ENDPOINT", "address of the model hub", _parse_url)
+    hub_endpoint: str = _key(
+        "HF_ENDPOINT", "address of the model hub", _parse_url, default="https://huggingface.co"
+    )
     hub_token: str | None = _key(
-        None, "HF_TOKEN", "token for gated and private models", _parse_text, secret=True, in_file=False
+        "HF_TOKEN", "token for gated and private models", _parse_text, secret=True, in_file=False
     )
     hub_token_hosts: tuple[str, ...] = _key(
-        (), "KAWAI_HUB_TOKEN_HOSTS", "further hosts that get the token of the token file", _parse_names
+        "KAWAI_HUB_TOKEN_HOSTS",
+        "further hosts that get the token of the token file",
+        _parse_names,
+        default=(),
     )
     hub_home: Path = _key(
-        Path("~/.cache/huggingface"), "HF_HOME", "directory of the hub's token file", _parse_path
+        "HF_HOME", "directory of the hub's token file", _parse_path, default=Path("~/.cache/huggingface")
     )
     http_proxy: str | None = _key(
-        None, "http_proxy HTTP_PROXY", "proxy for http addresses", _parse_proxy, secret=True
+        "http_proxy HTTP_PROXY", "proxy for http addresses", _parse_proxy, secret=True
     )
     https_proxy: str | None = _key(
-        None, "https_proxy HTTPS_PROXY", "proxy for https addresses", _parse_proxy, secret=True
+        "https_proxy HTTPS_PROXY", "proxy for https addresses", _parse_proxy, secret=True
     )
-    no_proxy: tuple[str, ...] = _key((), "no_proxy NO_PROXY", "hosts reached without a proxy", _parse_names)
+    no_proxy: tuple[str, ...] = _key(
+        "no_proxy NO_PROXY", "hosts reached without a proxy", _parse_names, default=()
+    )
     ssl_cert_file: Path | None = _key(
-        None, "SSL_CERT_FILE", "certificates to trust instead of the system's", _parse_path
+        "SSL_CERT_FILE", "certificates to trust instead of the system's", _parse_path
     )
     sources: Mapping[str, Source] = field(default_factory=dict)
 

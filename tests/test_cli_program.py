@@ -9,7 +9,7 @@ import struct
 import subprocess
 import sys
 import termios
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -105,8 +105,8 @@ def _read(screen: int) -> bytes:
 
 
 @pytest.fixture
-def kawai(tmp_path: Path) -> Iterator[Program]:
-    yield Program(tmp_path)
+def kawai(tmp_path: Path) -> Program:
+    return Program(tmp_path)
 
 
 def test_bare_and_groups_print_help(kawai: Program) -> None:
@@ -121,8 +121,13 @@ def test_version(kawai: Program) -> None:
     assert kawai("--version") == Ended(0, f"kawai {__version__}\n")
 
 
-COMMANDS = ("models list", "models show", "models pull", "models ps", "models index", "models rm")
-COMMANDS += (
+COMMANDS = (
+    "models list",
+    "models show",
+    "models pull",
+    "models ps",
+    "models index",
+    "models rm",
     "models verify",
     "pulls list",
     "pulls attach",
@@ -242,9 +247,9 @@ app.main()
 
 
 def test_elsewhere_it_says_so(kawai: Program) -> None:
-    code = "import sys; from kawai_tools.cli.app import main; import kawai_tools.cli.groups; sys.platform = 'win32'; main()"
+    loaded = "import sys; from kawai_tools.cli.app import main; import kawai_tools.cli.groups"
     done = subprocess.run(
-        [sys.executable, "-c", code, "models", "list"],
+        [sys.executable, "-c", f"{loaded}; sys.platform = 'win32'; main()", "models", "list"],
         env=kawai.environ,
         capture_output=True,
         text=True,

@@ -1,4 +1,4 @@
-"""Who works on a model: what a directory of partial downloads belongs to, and the locks that keep others off."""
+"""Who works on a model: what partial downloads belong to, and the locks that keep others off."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,7 +40,7 @@ def read_claim(partial: Path) -> Claim | None:
 
 
 def claims(layout: Layout) -> Iterator[Claim]:
-    """What all partial directories belong to; those that do not say, or lie in the wrong place, are left out."""
+    """What all partial directories belong to; one that does not say, or lies elsewhere, is left out."""
     try:
         names = sorted(each.name for each in layout.partials.iterdir() if not each.suffix)
     except OSError:

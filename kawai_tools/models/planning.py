@@ -3,17 +3,22 @@
 A source that an installed model was pulled by is answered from the index; the network is not touched.
 """
 
+from dataclasses import replace
 from typing import Literal
 
-from kawai_tools.errors import DifferentVersion, FileNotOnHub, KawaiError, NotAProjection
+from kawai_tools.errors import DifferentVersion, FileNotOnHub, NotAModel, NotAProjection
 from kawai_tools.files import free_space
 from kawai_tools.models.choosing import (
     File,
+    choose,
+    gguf_files,
+    name_of,
     place_of,
     says_projection,
+    shards,
     words_of,
 )
-from kawai_tools.models.layout import model_path
+from kawai_tools.models.layout import Layout, model_path
 from kawai_tools.models.plan import Plan, PlanFile
 from kawai_tools.models.records import Entry, FileRecord, Record
 from kawai_tools.models.store import Store
@@ -23,13 +28,15 @@ from kawai_tools.refs import (
     Source,
     is_projection_name,
     parse_source,
+    quantization_named,
     quantization_of,
 )
-from kawai_tools.transfer.hub import Hub, RemoteFile
+from kawai_tools.transfer.hub import PLANNING_BUDGET, Hub, RemoteFile
 from kawai_tools.transfer.partials import Partial
 
 NO_PROJECTION = "none"
 PEEK = 1 << 16
+"""Bytes of a file that are looked at to tell whether it is a projection; the keys that say so come first."""
 
 
 class Planner:
@@ -37,224 +44,219 @@ class Planner:
 
     def __init__(self, store: Store, hub: Hub, *, local_paths: bool) -> None:
         """``local_paths``: answer a path on this machine with what to do instead (never over HTTP)."""
-        self.store = store
-        self.hub = hub
-        self.local_paths = local_paths
+        self._store = store
+        self._hub = hub
+        self._local_paths = local_paths
 
     def plan(self, source_words: str, proj_words: str | None, *, force: bool) -> Plan:
-        """Plan the pull of a source.
+        """Plan the pull of a source; ``proj_words`` may be ``"none"``.
 
         Raises ``InvalidRequest`` for words that make no sense, ``NotFound``, ``Conflict`` where the words
         leave a choice or something else is installed there, and what :class:`Hub` raises.
         """
-        source = parse_source(source_words, self.hub.endpoint, local_paths=self.local_paths)
-        projection = self._parse_projection(proj_words)
-        if not force:
-            entry = self._installed(source)
-            if entry is not None:
-                return self._plan_installed(entry, source, projection)
-        weights, beside = self._choose(source)
-        if projection is None and proj_words is None:
-            projection = beside
-        return self._plan_files(source, weights, projection, force=force)
+        source = self._parse(source_words)
+        planning = _Planning(self._store, self._hub.within(PLANNING_BUDGET), source, force=force)
+        if proj_words is None:
+            return planning.plan(None, pair=True)
+        if proj_words.lower() == NO_PROJECTION:
+            return planning.plan(None, pair=False)
+        projection = self._parse(proj_words)
+        if isinstance(projection, HubRepo):
+            raise NotAProjection(f"{proj_words} is a repository, not a projection", "give the file's URL")
+        return planning.plan(projection, pair=False)
 
-    def _parse_projection(self, words: str | None) -> File | None:
-        if words is None or words.lower() == NO_PROJECTION:
-            return None
-        source = parse_source(words, self.hub.endpoint, local_paths=self.local_paths)
-        if isinstance(source, HubRepo):
-            raise NotAProjection(
-                f"{words} is a repository, not the URL of a projection", "give the file's URL"
-            )
-        return source
+    def _parse(self, words: str) -> Source:
+        return parse_source(words, self._hub.endpoint, local_paths=self._local_paths)
+
+
+class _Planning:
+    """One source being planned."""
+
+    def __init__(self, store: Store, hub: Hub, source: Source, *, force: bool) -> None:
+        self.store, self.hub, self.source, self.force = store, hub, source, force
+        self.record: Record | None
+        self.words = words_of(source)
+        self.path, self.record = "", None  # set once it is known which model is meant
+
+    def plan(self, projection: File | None, *, pair: bool) -> Plan:
+        """Plan; with ``pair`` the projection of a repository comes along, or one that is here stays."""
+        self.store.recover()
+        entry = None if self.force else self._installed()
+        if entry is not None:
+            self.path, self.record = entry.record.path, entry.record
+            return self._plan_installed(entry.record, projection)
+        if isinstance(self.source, HubRepo):
+            weights, beside = choose(self.source, self.hub.files(self.source))
+            projection = projection or (beside if pair else None)
+        else:
+            weights = shards(self.source)
+        return self._plan_files(weights, projection, pair=pair)
 
     # what is installed already
 
-    def _installed(self, source: Source) -> Entry | None:
+    def _installed(self) -> Entry | None:
         """The installed model with this source whose files have the recorded sizes."""
-        found = self.store.index.by_source(words_of(source))
+        found = self.store.index.by_source(self.words)
+        source = self.source
         if isinstance(source, HubRepo) and source.quantization:
+            wanted = quantization_named(source.quantization)
+            beside = self.store.index.by_repository(source.owner, source.repo)
             found += [
-                entry
-                for entry in self.store.index.by_repository(source.owner, source.repo)
-                if entry.record.url and quantization_of(entry.record.path) == source.quantization.upper()
+                each for each in beside if each.record.url and quantization_of(each.record.path) == wanted
             ]
-        return next((entry for entry in found if entry.present and self._is_whole(entry)), None)
+        return next((entry for entry in found if entry.present and self._is_whole(entry.record)), None)
 
-    def _is_whole(self, entry: Entry) -> bool:
-        try:
-            sizes = [self.store.layout.file(file.path).stat().st_size for file in entry.record.files]
-        except FileNotFoundError:
-            return False
-        return sizes == [file.size for file in entry.record.files]
+    def _is_whole(self, record: Record) -> bool:
+        return all(size_of(self.store.layout, file) == file.size for file in record.files)
 
-    def _plan_installed(self, entry: Entry, source: Source, projection: File | None) -> Plan:
-        record = entry.record
-        if projection is None or (record.projection and record.projection.url == url_of(projection)):
-            return self._existing(record, source)
-        remote = self._describe_projection(projection)
-        kept = tuple(record.weights)
-        path = place_of(projection)
-        added = self._plan_file(remote, path, "projection", record)
-        if added.installed is not None:
-            return self._existing(record, source)
-        return Plan(
-            id=record.id,
-            path=record.path,
-            words=(words_of(source),),
-            files=(added,),
-            free=free_space(self.store.layout.store),
-            force=False,
-            before=record,
-            kept=kept,
-        )
-
-    def _existing(self, record: Record, source: Source) -> Plan:
-        return Plan(
-            id=record.id,
-            path=record.path,
-            words=(words_of(source),),
-            files=(),
-            free=free_space(self.store.layout.store),
-            force=False,
-            before=record,
-            exists=True,
-            kept=tuple(record.files),
-        )
+    def _plan_installed(self, record: Record, projection: File | None) -> Plan:
+        has = record.projection.url if record.projection else None
+        files: tuple[PlanFile, ...] = ()
+        if projection is not None and has != projection.url:
+            remote = self._describe_projection(projection, None)
+            files = (self._plan_file(remote, projection, "projection"),)
+        kept = record.weights if files else record.files
+        return self._made(files, tuple(kept), exists=not files)
 
     # what a source names
 
-    def _choose(self, source: Source) -> tuple[list[File], File | None]:
-        """The weights that a source means, in order, and the projection that belongs to them."""
-        if isinstance(source, HubRepo):
-            return self._choose_in(source)
-        name = source.path if isinstance(source, HubFile) else source.file_name
-        return [source.sibling(each) for each in shard_of(name).names()] if _is_split(name) else [
-            source
-        ], None
-
-    def _choose_in(self, repo: HubRepo) -> tuple[list[File], File | None]:
-        listed = [each for each in self.hub.files(repo) if _is_gguf(each)]
-        models: dict[str, list[str]] = {}
-        for each in listed:
-            if not is_projection_name(each.path):
-                models.setdefault(shard_of(each.path).stem, []).append(each.path)
-        if not models:
-            raise FileNotOnHub(
-                f"the repository {repo.owner}/{repo.repo} has no GGUF files",
-                "look for one whose name ends in -GGUF",
-            )
-        stem = _pick(repo, list(models))
-        names = shard_of(models[stem][0]).names()
-        projection = _pick_projection([each for each in listed if is_projection_name(each.path)])
-        return [repo.file(name) for name in names], repo.file(projection) if projection else None
-
-    # what the hub says of it
-
-    def _plan_files(
-        self, source: Source, weights: list[File], projection: File | None, *, force: bool
-    ) -> Plan:
-        path = model_path(place_of(weights[0]))
-        before = self.store.index.by_path(path)
-        record = before.record if before else None
+    def _plan_files(self, weights: list[File], projection: File | None, *, pair: bool) -> Plan:
+        self.path = model_path(place_of(weights[0]))
+        before = self.store.index.by_path(self.path)
+        self.record = record = before.record if before else None
         remotes = self._describe(weights)
-        planned = [
-            self._plan_file(remote, place_of(file), "weights", record)
-            for file, remote in zip(weights, remotes, strict=True)
+        files = [
+            self._plan_file(remote, file, "weights") for file, remote in zip(weights, remotes, strict=True)
         ]
-        if before is not None and before.present and not force:
-            self._refuse_other_version(before, source, planned)
+        self._refuse_other_version(before, files)
         kept: tuple[FileRecord, ...] = ()
         if projection is not None:
-            remote = self._describe_projection(projection)
-            planned.append(self._plan_file(remote, place_of(projection), "projection", record))
-        elif record is not None and record.projection is not None:
+            remote = self._describe_projection(projection, _pin(weights[0], remotes[0]))
+            files.append(self._plan_file(remote, projection, "projection"))
+        elif pair and record is not None and record.projection is not None:
             kept = (record.projection,)
-        owner, stem = place_of(weights[0]).partition("/")[0], path.rpartition("/")[2]
+        exists = bool(before and before.present) and all(file.installed for file in files)
+        return self._made(tuple(files), kept, exists=exists)
+
+    def _made(self, files: tuple[PlanFile, ...], kept: tuple[FileRecord, ...], *, exists: bool) -> Plan:
+        first = next((file.remote.url for file in files if file.role == "weights"), self.words)
         return Plan(
-            id=self.store.name(owner, stem, path),
-            path=path,
-            words=tuple(dict.fromkeys([words_of(source), words_of(weights[0])])),
-            files=tuple(planned),
+            id=self.store.name(self.path),
+            path=self.path,
+            words=tuple(dict.fromkeys([self.words, first])),
+            files=files,
             free=free_space(self.store.layout.store),
-            force=force,
-            before=record,
-            exists=bool(before and before.present) and all(file.installed for file in planned),
+            force=self.force,
+            before=self.record,
+            exists=exists,
             kept=kept,
         )
 
+    def _plan_file(self, remote: RemoteFile, file: File, role: Literal["weights", "projection"]) -> PlanFile:
+        path = place_of(file)
+        found = self._recorded(path)
+        installed = (
+            found if found and is_same(self.store.layout, found, remote, strictly=self.force) else None
+        )
+        partial = Partial(self.store.layout.partial(self.path), path.rpartition("/")[2], remote)
+        return PlanFile(remote, path, role, partial, installed)
+
+    def _recorded(self, path: str) -> FileRecord | None:
+        """What is known of an installed file: of this model, or of another one of the repository.
+
+        Several quantizations share their projection.
+        """
+        owner, repo, *_ = path.split("/")
+        records = [self.record] if self.record else []
+        records += [entry.record for entry in self.store.index.by_repository(owner, repo)]
+        return next((file for each in records for file in each.files if file.path == path), None)
+
+    def _refuse_other_version(self, before: Entry | None, planned: list[PlanFile]) -> None:
+        """Replace nothing unasked but what came from this same source, or what is broken anyway."""
+        if before is None or not before.present or self.force or all(file.installed for file in planned):
+            return
+        record = before.record
+        if self.words in record.sources or not self._is_whole(record):
+            return
+        if record.url is None and not all(file.sha256 for file in record.weights):
+            raise DifferentVersion(
+                f"{record.id} was put into the store by hand and may differ from what is asked for",
+                f"kawai models verify {record.id} makes them comparable; --force replaces it",
+            )
+        raise DifferentVersion(
+            f"{record.id} is installed from {record.url or 'a file put there by hand'}, "
+            "and what is asked for differs from it",
+            "--force replaces it",
+        )
+
+    # what the hub says of it
+
     def _describe(self, files: list[File]) -> list[RemoteFile]:
+        """Size and digest of each file, all of one revision."""
         first, *rest = files
+        if is_projection_name(name_of(first)):
+            raise NotAModel(
+                f"{first.url} is a projection, not a model",
+                "pull the model, and name this file with --proj",
+            )
         try:
             described = [self.hub.describe(first)]
         except FileNotOnHub as error:
-            raise self._with_offer(first, error) from None
-        commit = described[0].commit
-        for file in rest:
-            pinned = file
-            if commit and isinstance(file, HubFile):
-                pinned = HubFile(file.owner, file.repo, commit, file.path)
-            remote = self.hub.describe(pinned)
-            described.append(RemoteFile(url_of(file), *_rest(remote)))
-        return described
+            error.hint = self._offer(first) or error.hint
+            raise
+        return described + [
+            replace(self.hub.describe(_at(file, _pin(first, described[0]))), url=file.url) for file in rest
+        ]
 
-    def _with_offer(self, file: File, error: KawaiError) -> KawaiError:
-        """Name the files that a repository has, where one was asked for that it has not."""
-        if not isinstance(file, HubFile):
-            return error
-        listed = self.hub.files(HubRepo(file.owner, file.repo, revision=file.revision))
-        names = {each.path for each in listed if _is_gguf(each)}
+    def _offer(self, missing: File) -> str | None:
+        """The file of the repository that comes nearest to one that is not there."""
+        if not isinstance(missing, HubFile):
+            return None
         from difflib import get_close_matches  # noqa: PLC0415 - only where something was mistyped
 
-        near = get_close_matches(file.path, names, n=1, cutoff=0.4)
-        hint = f"did you mean {file.sibling(near[0]).url}" if near else error.hint
-        return FileNotOnHub(error.message, hint)
+        names = gguf_files(self.hub.files(HubRepo(missing.owner, missing.repo, revision=missing.revision)))
+        near = get_close_matches(missing.path, names, n=1, cutoff=0.4)
+        return f"did you mean {missing.sibling(near[0]).url}" if near else None
 
-    def _describe_projection(self, file: File) -> RemoteFile:
-        remote = self.hub.describe(file)
-        name = file.path if isinstance(file, HubFile) else file.file_name
-        if is_projection_name(name):
-            return remote
-        with self.hub.outbound.request("GET", remote.fetch, {"Range": f"bytes=0-{PEEK - 1}"}) as answer:
-            buffer = memoryview(bytearray(PEEK))
-            count = 0
-            while count < PEEK and (more := answer.read_some(buffer[count:])):
-                count += more
-        if not says_projection(bytes(buffer[:count])):
+    def _describe_projection(self, file: File, pin: HubFile | None) -> RemoteFile:
+        remote = replace(self.hub.describe(_at(file, pin)), url=file.url)
+        if not is_projection_name(name_of(file)) and not says_projection(self.hub.start_of(remote, PEEK)):
             raise NotAProjection(
-                f"{remote.url} is not a projection",
+                f"{file.url} is not a projection",
                 "one command pulls one model; the second URL can only be its mmproj file",
             )
         return remote
 
-    def _plan_file(
-        self, remote: RemoteFile, path: str, role: Literal["weights", "projection"], record: Record | None
-    ) -> PlanFile:
-        installed = next((file for file in record.files if file.path == path), None) if record else None
-        if installed is not None and not self._is_same(installed, remote):
-            installed = None
-        directory = self.store.layout.partial(model_path(path) if record is None else record.path)
-        partial = Partial(directory, path.rpartition("/")[2], remote)
-        return PlanFile(remote, path, role, partial, installed)
 
-    def _is_same(self, installed: FileRecord, remote: RemoteFile) -> bool:
-        """Whether an installed file surely has the bytes that the server has now."""
-        try:
-            size = self.store.layout.file(installed.path).stat().st_size
-        except FileNotFoundError:
-            return False
-        if not size == installed.size == remote.size:
-            return False
-        if remote.sha256 is not None:
-            return installed.sha256 == remote.sha256
-        return installed.url == remote.url and remote.etag is not None and installed.etag == remote.etag
+def _pin(file: File, remote: RemoteFile) -> HubFile | None:
+    """A file of the hub at the commit that it was found at."""
+    return replace(file, revision=remote.commit) if isinstance(file, HubFile) and remote.commit else None
 
-    def _refuse_other_version(self, before: Entry, source: Source, planned: list[PlanFile]) -> None:
-        same_source = words_of(source) in before.record.sources
-        if same_source or all(file.installed for file in planned):
-            return
-        raise DifferentVersion(
-            f"{before.record.id} is installed from {before.record.url or 'a file put there by hand'}, "
-            "and what is asked for differs from it",
-            "--force replaces it",
-        )
+
+def _at(file: File, pin: HubFile | None) -> File:
+    """A file at the commit of another, if both are of one repository."""
+    if pin and isinstance(file, HubFile) and (file.owner, file.repo) == (pin.owner, pin.repo):
+        return pin.sibling(file.path)
+    return file
+
+
+def size_of(layout: Layout, file: FileRecord) -> int | None:
+    """The size that an installed file has now; ``None`` where it is gone."""
+    try:
+        return layout.file(file.path).stat().st_size
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def is_same(layout: Layout, installed: FileRecord, remote: RemoteFile, *, strictly: bool) -> bool:
+    """Whether an installed file surely has the bytes that the server has now.
+
+    ``strictly`` also wants it untouched since its digest was last found right.
+    """
+    if not size_of(layout, installed) == installed.size == remote.size:
+        return False
+    if strictly and layout.file(installed.path).stat().st_mtime_ns != installed.mtime_ns:
+        return False
+    if remote.sha256 is not None:
+        return installed.sha256 == remote.sha256
+    return installed.url == remote.url and remote.etag is not None and installed.etag == remote.etag

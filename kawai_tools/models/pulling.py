@@ -8,19 +8,23 @@ from pathlib import Path
 
 import msgspec
 
-from kawai_tools.errors import KawaiError, NoSpace, NotAModel
+from kawai_tools.errors import Conflict, IncompleteModel, KawaiError, NoSpace, NotAModel
 from kawai_tools.events import ModelPullEvent, Progress, Status
-from kawai_tools.files import Lock, free_space, storage_errors, write_atomically
-from kawai_tools.gguf import read_header_fd, sniff
-from kawai_tools.models.planning import Plan, PlanFile, says_projection
+from kawai_tools.files import free_space, storage_errors
+from kawai_tools.gguf import Header, read_header_fd, sniff
+from kawai_tools.models.choosing import says_projection
+from kawai_tools.models.claims import Claim, in_use, release_use, write_claim
+from kawai_tools.models.plan import Plan, PlanFile
+from kawai_tools.models.planning import is_same
 from kawai_tools.models.records import FileRecord, Record, now
-from kawai_tools.models.store import Claim, Store, in_use
-from kawai_tools.refs import PlainUrl
+from kawai_tools.models.store import Store
+from kawai_tools.refs import PlainUrl, parse_source
 from kawai_tools.transfer.downloads import Hooks, Limiter, download
+from kawai_tools.transfer.egress import origin_of
 from kawai_tools.transfer.hub import Hub, refusal
-from kawai_tools.transfer.outbound import Response
 from kawai_tools.transfer.partials import Partial
 from kawai_tools.transfer.pulls import Job, Pull
+from kawai_tools.transfer.responses import Response
 
 RATE_WINDOW = 5.0
 
@@ -46,7 +50,7 @@ class Puller:
             kind="model",
             target=plan.id,
             same=(plan.path, plan.force, plan.proj_file, tuple(file.remote for file in plan.files)),
-            lock=None if plan.exists else self.store.layout.partial(plan.path).with_suffix(".lock"),
+            lock=None if plan.exists else self.store.layout.pull_lock(plan.path),
             work=carry.work,
             render=carry.render,
         )
@@ -70,7 +74,6 @@ class _Carry:
         self.connections, self.limit_rate = connections, limit_rate
         self.finished = sum(file.size for file in plan.kept)
         self.samples: deque[tuple[float, int]] = deque()
-        self.status = Status.RESOLVING
 
     def render(self, progress: Progress, pull: str, seq: int) -> ModelPullEvent:
         """Show where a pull stands, as the event of a model."""
@@ -95,43 +98,25 @@ class _Carry:
         )
 
     def work(self, pull: Pull) -> Status:
-        """Do it, telling the progress; the pull's lock is held."""
+        """Do it, telling the progress; the pull's lock is held, so what is here is looked at once more."""
         if self.plan.exists:
             self._remember_words()
             return Status.EXISTS
         self.store.prepare()
-        if self._done_meanwhile():
-            return Status.EXISTS
         lock = self.store.use_lock(self.plan.path)
         if not lock.acquire():
             raise in_use(self.plan.id)
         try:
+            self.store.finish(self.plan.path)
+            if self._is_done_meanwhile():
+                return Status.EXISTS
             records = self._fetch_all(pull)
             self._tell(pull, Status.INSTALLING, None, 0)
-            self.store.install(self._record(records))
+            entry = self.store.install(self._record(records))
+            self.plan = replace(self.plan, id=entry.record.id)
         finally:
-            self._let_go(lock)
+            release_use(self.store.layout, self.plan.path, lock)
         return Status.DOWNLOADED
-
-    def _let_go(self, lock: Lock) -> None:
-        if self.store.layout.provenance(self.plan.path).exists():
-            lock.release()
-        else:
-            lock.remove()
-
-    def _done_meanwhile(self) -> bool:
-        """Whether another process has just installed what is asked for."""
-        if self.plan.force and self.plan.before is not None:
-            return False
-        entry = self.store.index.by_path(self.plan.path)
-        if entry is None or not entry.present or entry.record == self.plan.before:
-            return False
-        there = {(file.path, file.size, file.sha256) for file in entry.record.files}
-        return all(
-            (file.path, file.remote.size, file.remote.sha256) in there
-            or (file.remote.sha256 is None and (file.path, file.remote.size) in {each[:2] for each in there})
-            for file in self.plan.files
-        )
 
     def _remember_words(self) -> None:
         """Note that these words mean this model, so that the next time needs no network."""
@@ -140,28 +125,52 @@ class _Carry:
         if record is not None and words and record.url is not None:
             entry = self.store.index.by_path(record.path)
             if entry is not None and entry.record == record:
-                self.store.record(msgspec.structs.replace(record, sources=[*record.sources, *words]))
+                sources = [*record.sources, *words]
+                self.store.record(msgspec.structs.replace(record, sources=sources))
+
+    def _is_done_meanwhile(self) -> bool:
+        """Whether another process has just installed what is asked for."""
+        entry = self.store.index.by_path(self.plan.path)
+        there = {file.path: file for file in entry.record.files} if entry and entry.present else {}
+        gone = [file.path for file in self.plan.kept if file.path not in there]
+        if gone:
+            raise Conflict(f"{', '.join(gone)} was removed in the meantime", "run the same command again")
+        return entry is not None and all(
+            file.path in there
+            and is_same(self.store.layout, there[file.path], file.remote, strictly=self.plan.force)
+            for file in self.plan.files
+        )
 
     def _fetch_all(self, pull: Pull) -> list[FileRecord]:
-        claim = Claim(self.plan.id, self.plan.path)
-        directory = self.store.layout.partial(self.plan.path)
-        directory.mkdir(parents=True, exist_ok=True)
-        write_atomically(directory / "claim.json", msgspec.json.encode(claim))
-        # others may have fetched some of it since the plan was made
-        files = [
-            file
-            if file.installed
-            else replace(file, partial=Partial(directory, Path(file.path).name, file.remote))
-            for file in self.plan.files
-        ]
+        directory = write_claim(self.store.layout, Claim(self.plan.id, self.plan.path))
+        files = [self._as_it_is_now(file, directory) for file in self.plan.files]
         try:
-            for file in files:
-                if not file.installed and file.partial.verified is None:
-                    _ = file.partial.fd  # claims the blocks of the whole plan before the first byte
+            self._claim_space(files)
             return [self._fetch(pull, file) for file in files]
         finally:
             for file in files:
                 file.partial.close()
+
+    def _as_it_is_now(self, file: PlanFile, directory: Path) -> PlanFile:
+        """What others have fetched or removed since the plan was made counts."""
+        known, force = file.installed, self.plan.force
+        if known is not None and is_same(self.store.layout, known, file.remote, strictly=force):
+            return file
+        partial = Partial(directory, Path(file.path).name, file.remote)
+        return replace(file, partial=partial, installed=None)
+
+    @staticmethod
+    def _claim_space(files: list[PlanFile]) -> None:
+        """Claim the blocks of the whole plan before its first byte; give them back if they are too many."""
+        missing = [file.partial for file in files if not file.installed and file.partial.verified is None]
+        try:
+            for partial in missing:
+                _ = partial.fd
+        except NoSpace:
+            for partial in missing:
+                if not partial.have:
+                    partial.discard()
+            raise
 
     def _fetch(self, pull: Pull, file: PlanFile) -> FileRecord:
         if file.installed is not None:
@@ -173,16 +182,17 @@ class _Carry:
             self.hub.outbound, file.remote, file.partial, self._hooks(pull, file), limiter, self.connections
         )
         self._check_header(file)
-        self.finished += file.remote.size
         remote = file.remote
+        self.finished += remote.size
         return FileRecord(
             path=file.path, size=remote.size, role=file.role, url=remote.url, etag=remote.etag, sha256=digest
         )
 
     def _hooks(self, pull: Pull, file: PlanFile) -> Hooks:
         def refuse(answer: Response) -> KawaiError:
-            source = self.plan_source(file)
-            return refusal(answer, source, has_token=bool(self.hub.outbound.credentials))
+            # what a redirect leads to is no hub: its 403 says nothing of gates and tokens
+            source = PlainUrl(file.remote.url) if answer.via else parse_source(file.remote.url)
+            return refusal(answer, source, has_token=origin_of(answer.url) in self.hub.outbound.credentials)
 
         return Hooks(
             check=lambda head: check_head(head, file),
@@ -193,10 +203,6 @@ class _Carry:
             refuse=refuse,
         )
 
-    def plan_source(self, file: PlanFile) -> PlainUrl:
-        """The file's address, for messages."""
-        return PlainUrl(file.remote.url)
-
     def _check_header(self, file: PlanFile) -> None:
         """Refuse a file that is no sound GGUF, or not of the kind that was asked for."""
         fd = file.partial.fd
@@ -205,9 +211,18 @@ class _Carry:
                 header = read_header_fd(fd, os.fstat(fd).st_size)
             if header.is_projection != (file.role == "projection"):
                 raise _wrong_kind(file)
+            self._check_shard(file, header)
         except KawaiError:
             file.partial.discard()
             raise
+
+    def _check_shard(self, file: PlanFile, header: Header) -> None:
+        count = header.split_count or 1
+        if file.role == "weights" and count != len(self.plan.model_files):
+            raise IncompleteModel(
+                f"{file.remote.url} is one of {count} shards, and its name does not say where the others are",
+                "give the URL of a shard that is named like MODEL-00001-of-00003.gguf",
+            )
 
     def _tell(self, pull: Pull, status: Status, file: PlanFile | None, done: int) -> None:
         completed = self.finished + done
@@ -233,24 +248,18 @@ class _Carry:
 
     def _record(self, files: list[FileRecord]) -> Record:
         plan, before = self.plan, self.plan.before
-        everything = [*files, *plan.kept]
-        ordered = sorted(everything, key=lambda file: file.role == "projection")
+        ordered = sorted([*files, *plan.kept], key=lambda file: file.role == "projection")
         first = next((file for file in plan.files if file.role == "weights"), None)
         earlier = before.sources if before is not None and not plan.force else []
-        words = dict.fromkeys([*earlier, *plan.words])
         return Record(
-            id=self.store.name(*_owner_and_stem(plan.path), plan.path),
+            id=self.store.name(plan.path),
             files=ordered,
             url=first.remote.url if first else (before.url if before else None),
             commit=first.remote.commit if first else (before.commit if before else None),
-            sources=list(words),
+            sources=list(dict.fromkeys([*earlier, *plan.words])),
             installed_at=now(),
             verified_at=now() if all(file.sha256 for file in ordered) else None,
         )
-
-
-def _owner_and_stem(path: str) -> tuple[str, str]:
-    return path.partition("/")[0], path.rpartition("/")[2]
 
 
 def check_head(head: bytes, file: PlanFile) -> None:

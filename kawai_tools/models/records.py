@@ -135,7 +135,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def now() -> datetime:
-    """This second, as state files and payloads have it."""
+    """The present second, as state files and payloads have it."""
     return datetime.now(UTC).replace(microsecond=0)
 
 

@@ -10,8 +10,9 @@ import msgspec
 
 from kawai_tools.errors import DigestMismatch, IncompleteModel, Internal, KawaiError
 from kawai_tools.events import FileCheck, Status, VerifyEvent
+from kawai_tools.models.claims import in_use
 from kawai_tools.models.records import Entry, FileRecord, now
-from kawai_tools.models.store import Store, in_use
+from kawai_tools.models.store import Store
 from kawai_tools.refs import ModelRef
 from kawai_tools.transfer.outbound import Cancelled
 from kawai_tools.transfer.pulls import PROGRESS_INTERVAL, Feed
@@ -114,7 +115,7 @@ class _Verification:
         compared = right and all(file.sha256 for file in self.record.files)
         record = msgspec.structs.replace(
             self.record,
-            files=files if right else self.record.files,
+            files=files,
             verified_at=now() if compared else (self.record.verified_at if right else None),
         )
         if record != self.record and not any(check.sha256 is None for check in self.checks):

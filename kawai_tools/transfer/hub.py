@@ -195,6 +195,17 @@ class Hub:
                 raise BadResponse(f"{self._origin.authority} continues its listing elsewhere")
         raise BadResponse(f"{self._origin.authority} lists {repo} on more than {MAX_PAGES} pages")
 
+    def start_of(self, file: RemoteFile, count: int) -> bytes:
+        """The first ``count`` bytes of a file, or all that it has. Raises a kind of ``Upstream``."""
+
+        def read(answer: Response) -> bytes:
+            buffer, done = memoryview(bytearray(count)), 0
+            while done < count and (more := answer.read_some(buffer[done:])):
+                done += more
+            return bytes(buffer[:done])
+
+        return self._ask("GET", file.fetch, PlainUrl(file.url), read, {"Range": f"bytes=0-{count - 1}"})
+
     def _ask(
         self,
         method: str,
