@@ -82,3 +82,8 @@ class Workspace:
             connections=self.settings.connections,
             limit_rate=self.settings.limit_rate,
         )
+
+    def close(self) -> None:
+        """Let go of idle connections."""
+        if "outbound" in vars(self):
+            self.outbound.close()

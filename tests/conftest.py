@@ -47,6 +47,8 @@ def daemon(cli: Program) -> Iterator[Daemon]:
 
 
 @pytest.fixture
-def workspaces(tmp_path: Path, hub: LocalHub) -> Workspaces:
+def workspaces(tmp_path: Path, hub: LocalHub) -> Iterator[Workspaces]:
     """Makes workspaces in this process, on one home and with the local hub."""
-    return Workspaces(tmp_path / "kawai", hub.endpoint)
+    made = Workspaces(tmp_path / "kawai", hub.endpoint)
+    yield made
+    made.close()

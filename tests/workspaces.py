@@ -20,11 +20,20 @@ class Workspaces:
     def __init__(self, home: Path, hub_endpoint: str) -> None:
         self.home = home
         self.hub_endpoint = hub_endpoint
+        self._made: list[Workspace] = []
 
     def __call__(self, *, serves: bool = False, timeouts: Timeouts = QUICK, **settings: Any) -> Workspace:  # noqa: ANN401
         values = {"home": self.home, "hub_endpoint": self.hub_endpoint, "hub_home": self.home, **settings}
         sources = dict.fromkeys(values, Source.ENVIRONMENT)
-        return Workspace(Settings(**values, sources=sources), serves=serves, timeouts=timeouts)
+        made = Workspace(Settings(**values, sources=sources), serves=serves, timeouts=timeouts)
+        self._made.append(made)
+        return made
+
+    def close(self) -> None:
+        """Cancel what still runs, and close all."""
+        for each in self._made:
+            each.pulls.close(10)
+            each.close()
 
 
 def pull(workspace: Workspace, source: str, proj_url: str | None = None, **more: Any) -> list[ModelPullEvent]:  # noqa: ANN401

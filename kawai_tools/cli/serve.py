@@ -102,6 +102,7 @@ def _serve(this: Invocation) -> None:
     with _announced(this, _url(settings.host, port)) as announce:
         app = build_app(workspace, port=port)
         serve_on(app, listener, on_ready=announce, on_stop=lambda: workspace.pulls.close(PATIENCE))
+    workspace.close()
 
 
 def _url(host: str, port: int) -> str:
