@@ -283,6 +283,9 @@ class AmbiguousFile(Conflict):
 class InUse(Conflict):
     """Loaded, being pulled, or being removed."""
 
+    target: str = ""
+    """What is in use, where that is known."""
+
 
 class DifferentVersion(Conflict):
     """What is installed is not what is asked for."""

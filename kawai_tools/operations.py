@@ -8,7 +8,7 @@ from datetime import datetime
 import msgspec
 
 from kawai_tools.contract import Level, Nothing, Operation, Payload, Request, Stream, Where
-from kawai_tools.errors import ErrorInfo, InvalidBody
+from kawai_tools.errors import ErrorInfo, InUse, InvalidBody
 from kawai_tools.events import ModelPullEvent, PullEvent, Status, VerifyEvent
 from kawai_tools.models.model import LoadedModel, ModelDetails, ModelList, PlanPayload
 from kawai_tools.models.verifying import verify
@@ -16,6 +16,9 @@ from kawai_tools.refs import parse_model
 from kawai_tools.settings import parse_rate
 from kawai_tools.transfer.pulls import Feed, Pull
 from kawai_tools.workspace import Workspace
+
+FORCE_PATIENCE = 10.0
+"""Seconds that what uses a model gets to end before it is removed by force."""
 
 
 class NoRequest(Request, frozen=True):
@@ -109,7 +112,14 @@ def _rate(value: int | str | None) -> int | None:
 
 
 def _remove(workspace: Workspace, request: RemoveRequest) -> None:
-    workspace.models.remove(parse_model(request.model))
+    ref = parse_model(request.model)
+    try:
+        workspace.models.remove(ref)
+    except InUse as error:
+        if not request.force:
+            raise
+        workspace.pulls.cancel("model", error.target, FORCE_PATIENCE)
+        workspace.models.remove(ref)
 
 
 def _verify(workspace: Workspace, request: VerifyRequest) -> Feed:

@@ -8,8 +8,8 @@ from kawai_tools.cli import showing
 from kawai_tools.cli.completion import model_ids
 from kawai_tools.cli.groups import LAZY, KawaiCommand, group
 from kawai_tools.cli.invocation import Invocation, invocation
-from kawai_tools.cli.running import run, run_or_none
-from kawai_tools.errors import UsageError
+from kawai_tools.cli.running import ask, run, run_or_none
+from kawai_tools.errors import InUse, UsageError
 from kawai_tools.models.model import LoadedModel, ModelDetails, ModelList, PlanPayload
 
 if TYPE_CHECKING:
@@ -164,7 +164,13 @@ def rm(
     from kawai_tools.operations import MODELS_REMOVE, RemoveRequest  # noqa: PLC0415
 
     this = invocation(context)
-    run(this, MODELS_REMOVE, RemoveRequest(model, force))
+    request = RemoveRequest(model, force)
+    try:
+        run(this, MODELS_REMOVE, request)
+    except InUse:
+        if not force:
+            raise
+        ask(this, MODELS_REMOVE, request)  # what uses it can only be ended by its owner
     this.output.note(f"removed {model}")
 
 

@@ -79,7 +79,7 @@ class Output:
 
     def table(self, columns: Sequence[text.Column], rows: Sequence[Sequence[str]]) -> str:
         """A table, fitted to stdout if that is a terminal; piped it is never cut."""
-        return text.table(columns, rows, terminal_width() if is_terminal(sys.stdout) else None)
+        return text.table(columns, rows, terminal_width(sys.stdout) if is_terminal(sys.stdout) else None)
 
     def ago(self, time: datetime | None) -> str:
         """How long ago that was."""
@@ -97,10 +97,10 @@ def coloured(stream: IO[str] | None, environ: Mapping[str, str] | None = None) -
     return is_terminal(stream) and not variables.get("NO_COLOR") and variables.get("TERM") != "dumb"
 
 
-def terminal_width() -> int:
-    """Columns of the terminal on stdout."""
+def terminal_width(stream: IO[str]) -> int:
+    """Columns of the terminal that a stream writes to."""
     try:
-        return os.get_terminal_size(sys.stdout.fileno()).columns or text.WIDTH
+        return os.get_terminal_size(stream.fileno()).columns or text.WIDTH
     except OSError:
         return text.WIDTH
 

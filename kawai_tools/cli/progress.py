@@ -1,12 +1,13 @@
 """One renderer per medium for the one stream of events: JSON lines, plain lines, bars, or none."""
 
+import os
 import sys
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from kawai_tools.cli import text
-from kawai_tools.cli.output import Output, coloured
+from kawai_tools.cli.output import Output, coloured, terminal_width
 from kawai_tools.events import FINAL, Event, ModelPullEvent, PullEvent, Status, VerifyEvent
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ INTERVAL = 5.0
 _WAITING = "another kawai is pulling this; waiting"
 _SILENT = FINAL | {Status.WAITING}
 _NAME_WIDTH, _AMOUNT_WIDTH, _NOTE_WIDTH = 26, 19, 18
+_MARGIN = 3
+"""Columns left free behind a bar: the terminal writes ``^C`` there, which must not begin another line."""
 
 
 class Step(NamedTuple):
@@ -36,9 +39,11 @@ def step(event: Event) -> Step:
     if isinstance(event, ModelPullEvent) and event.file_total is not None:
         done, total = event.file_completed or 0, event.file_total
         return Step(event.id, _base(event.file), done, total, event.rate, event.eta)
-    if isinstance(event, PullEvent | VerifyEvent):
-        name = event.pull if isinstance(event, PullEvent) else event.id
-        name = event.id if isinstance(event, ModelPullEvent) else name
+    if isinstance(event, VerifyEvent):  # its numbers are of the whole model
+        file = event.id if event.file else None
+        return Step(event.id, file, event.completed, event.total, event.rate, event.eta)
+    if isinstance(event, PullEvent):
+        name = event.id if isinstance(event, ModelPullEvent) else event.pull
         return Step(name, _base(event.file), event.completed, event.total, event.rate, event.eta)
     return Step("", None, 0, None, None, None)
 
@@ -70,9 +75,11 @@ def renderer(output: Output) -> Renderer:
 
 
 def _moves_cursor() -> bool:
-    import os  # noqa: PLC0415
-
     return os.environ.get("TERM") not in {None, "", "dumb"}
+
+
+def _width() -> int:
+    return max(2 * _MARGIN, terminal_width(sys.stderr) - _MARGIN)
 
 
 class Silent:
@@ -179,6 +186,7 @@ class Bars(Silent):
         if isinstance(event, ModelPullEvent) and len(event.model_files) + bool(event.proj_file) > 1:
             self._row("all files", event.completed, event.total or 0, "")
         if self._progress is not None:
+            self._progress.console.width = _width()
             self._progress.refresh()
 
     def _row(self, name: str, completed: int, total: int, note: str) -> None:
@@ -206,7 +214,7 @@ class Bars(Silent):
             BarColumn(bar_width=None),
             TextColumn("{task.fields[amount]}", markup=False),
             TextColumn("{task.fields[note]}", markup=False),
-            console=Console(stderr=True, highlight=False),
+            console=Console(stderr=True, highlight=False, width=_width()),
             auto_refresh=False,
             expand=True,
             redirect_stdout=False,

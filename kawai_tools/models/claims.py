@@ -102,7 +102,9 @@ def remove_empty(layout: Layout, path: str) -> None:
 
 def in_use(model_id: str) -> InUse:
     """What to say of a model whose lock somebody holds."""
-    return InUse(
+    error = InUse(
         f"{model_id} is loaded, being pulled or being verified",
         "wait until that is done (kawai models ps, kawai pulls list)",
     )
+    error.target = model_id
+    return error

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from kawai_tools.errors import Integrity
+from kawai_tools.errors import IncompleteModel, Integrity
 from kawai_tools.files import move_into_place
 from kawai_tools.models.claims import Claim, Hold, claims, read_claim, write_claim
 from kawai_tools.models.index import IdTaken, Index
@@ -68,10 +68,15 @@ def _carry_out(layout: Layout, index: Index, claim: Claim, record: Record) -> En
         source = _partial(layout, claim, file.path)
         if source.exists():
             move_into_place(source, layout.file(file.path))
-    files = [
-        msgspec.structs.replace(file, mtime_ns=file.mtime_ns or layout.file(file.path).stat().st_mtime_ns)
-        for file in record.files
-    ]
+    try:
+        files = [
+            msgspec.structs.replace(file, mtime_ns=file.mtime_ns or layout.file(file.path).stat().st_mtime_ns)
+            for file in record.files
+        ]
+    except FileNotFoundError as error:  # one that was here already and needed no fetching
+        raise IncompleteModel(
+            f"{error.filename} was removed in the meantime", "run the same command again"
+        ) from error
     entry = enter(layout, index, msgspec.structs.replace(record, files=files))
     _tell_sharers(layout, index, entry.record)
     if claim.dropping:

@@ -26,7 +26,8 @@ from kawai_tools.transfer.partials import Partial
 from kawai_tools.transfer.pulls import Job, Pull
 from kawai_tools.transfer.responses import Response
 
-RATE_WINDOW = 5.0
+RATE_WINDOW, RATE_LEAST = 5.0, 0.3
+"""Seconds over which a rate is taken: at most, and at least for it to say something."""
 
 
 class Puller:
@@ -231,7 +232,7 @@ class _Carry:
         while len(self.samples) > 2 and moment - self.samples[0][0] > RATE_WINDOW:  # noqa: PLR2004
             self.samples.popleft()
         begin, before = self.samples[0]
-        rate = int((completed - before) / (moment - begin)) if moment > begin else None
+        rate = int((completed - before) / (moment - begin)) if moment - begin >= RATE_LEAST else None
         moving = status is Status.DOWNLOADING and rate is not None and rate > 0
         pull.tell(
             Progress(

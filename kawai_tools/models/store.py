@@ -60,12 +60,14 @@ class Store:
         return found[0]
 
     def _suggestion(self, ref: ModelRef) -> str:
+        """The id that comes nearest: as a whole, by a part of it, or by its beginning."""
         from difflib import get_close_matches  # noqa: PLC0415 - only where something was mistyped
 
         ids = {name.casefold(): name for name in self.ids()}
-        near = get_close_matches(str(ref).casefold(), ids, n=1, cutoff=0.5)
-        if not near and ref.name:
-            near = [each for each in ids if ref.name.casefold() in each][:1]
+        words, name = str(ref).casefold(), ref.name.casefold()
+        beginnings = {each.rpartition("/")[2][: len(name)]: each for each in ids}
+        near = get_close_matches(words, ids, n=1, cutoff=0.6) or [each for each in ids if name in each]
+        near = near or [beginnings[each] for each in get_close_matches(name, beginnings, n=1, cutoff=0.6)]
         return f"did you mean {ids[near[0]]}" if near else "kawai models list shows what is installed"
 
     def last_used(self, entry: Entry) -> datetime | None:

@@ -9,14 +9,14 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 from kawai_tools.errors import ErrorInfo, Internal, KawaiError, PullNotFound, ServerClosing
-from kawai_tools.events import FINAL, Event, Progress, Status
+from kawai_tools.events import Event, Progress, Status
 from kawai_tools.files import Lock
 from kawai_tools.transfer.wire import Cancelled
 
@@ -247,12 +247,16 @@ class Pulls:
         """Cancel what runs, leaving resumable partials, and wait for it up to ``patience`` seconds."""
         with self._lock:
             self._closing = True
-            running = [pull for pull in self._all.values() if pull.ended is None]
-        for pull in running:
-            pull.cancel()
-        until = time.monotonic() + patience
-        for pull in running:
-            pull.join(max(0.0, until - time.monotonic()))
+            running = list(self._all.values())
+        _cancel(running, patience)
+
+    def cancel(self, kind: str, target: str, patience: float) -> None:
+        """Cancel the Pulls of one target, and wait for their end up to ``patience`` seconds."""
+        with self._lock:
+            meant = [
+                pull for pull in self._all.values() if (pull.job.kind, pull.job.target) == (kind, target)
+            ]
+        _cancel(meant, patience)
 
     def _forget(self) -> None:
         now = time.monotonic()
@@ -261,6 +265,10 @@ class Pulls:
             del self._all[each]
 
 
-def is_final(event: Event) -> bool:
-    """Whether this event ends the work it tells of."""
-    return event.status in FINAL
+def _cancel(pulls: Iterable[Pull], patience: float) -> None:
+    running = [pull for pull in pulls if pull.ended is None]
+    for pull in running:
+        pull.cancel()
+    until = time.monotonic() + patience
+    for pull in running:
+        pull.join(max(0.0, until - time.monotonic()))
