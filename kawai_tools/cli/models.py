@@ -9,7 +9,7 @@ from kawai_tools.cli.completion import model_ids
 from kawai_tools.cli.groups import LAZY, KawaiCommand, group
 from kawai_tools.cli.invocation import Invocation, invocation
 from kawai_tools.cli.running import ask, run, run_or_none
-from kawai_tools.errors import InUse, UsageError
+from kawai_tools.errors import OUTCOMES, ErrorType, InUse, UsageError
 from kawai_tools.models.model import LoadedModel, ModelDetails, ModelList, PlanPayload
 
 if TYPE_CHECKING:
@@ -192,7 +192,8 @@ def verify(
     _log(this)
     feed = cast("Feed", run(this, MODELS_VERIFY, VerifyRequest(model)))
     with following.stoppable() as stop:
-        code = 0
-        for event in following.follow(this, feed, stop):
-            code = code or showing.verified(this.output, event)
-    raise typer.Exit(stop.exit_code if stop.signal else code)
+        codes = [showing.verified(this.output, event) for event in following.follow(this, feed, stop)]
+    failed = next((code for code in codes if code), 0)
+    if failed and model is None:
+        failed = OUTCOMES[ErrorType.INTEGRITY].exit_code
+    raise typer.Exit(stop.exit_code if stop.signal else failed)

@@ -55,7 +55,9 @@ def details(output: Output, model: ModelDetails, *, metadata: bool) -> str:
     """The facts a person wants first, then files, source and settings."""
     parts = [text.facts(_facts(model)), _files(output, model.files), text.facts(_source(output, model))]
     if model.config:
-        settings = [(safe(name), f"{each.value} ({each.source})") for name, each in model.config.items()]
+        settings = [
+            (safe(name), f"{_value(each.value)} ({each.source})") for name, each in model.config.items()
+        ]
         parts.append("Settings\n" + text.facts(settings))
     if metadata:
         parts.append("Metadata\n" + text.facts(_metadata(model)))
@@ -109,6 +111,7 @@ def _metadata(model: ModelDetails) -> list[tuple[str, str]]:
 def _value(value: object) -> str:
     length, kind = getattr(value, "length", None), getattr(value, "type", None)
     words = f"[{length} of {kind}]" if length is not None and kind is not None else str(value)
+    words = "-" if value is None else words
     words = words.lower() if isinstance(value, bool) else words
     return text.clipped(safe(words), _LONGEST)
 

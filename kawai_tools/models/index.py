@@ -6,7 +6,7 @@ rollback journal, not a write-ahead log, because that is safe on network file sy
 
 import contextlib
 import sqlite3
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -57,8 +57,7 @@ class Index:
         """Every model, sorted by id."""
 
         def read(db: sqlite3.Connection) -> list[Entry]:
-            rows = [row[0] for row in db.execute("SELECT entry FROM model ORDER BY key")]
-            return _decode_all(b"[" + b",".join(rows) + b"]")
+            return _decode_all(b"[" + b",".join(_blobs(db, "SELECT entry FROM model ORDER BY key")) + b"]")
 
         return self._use(read)
 
@@ -92,7 +91,7 @@ class Index:
 
     def _where(self, condition: str, *values: str) -> list[Entry]:
         query = f"SELECT entry FROM model WHERE {condition} ORDER BY key"  # noqa: S608 - our own words
-        return self._use(lambda db: [_decode(row[0]) for row in db.execute(query, values)])
+        return self._use(lambda db: [_decode(blob) for blob in _blobs(db, query, values)])
 
     def put(self, entries: Iterable[Entry], gone: Iterable[str] = ()) -> None:
         """Add or replace models, and forget those at the paths ``gone``, in one step. Raises ``IdTaken``."""
@@ -142,10 +141,14 @@ class Index:
         if entries is not None:
             make_directory(self.path.parent)
         db = _connect(self.path if entries is not None else ":memory:")
-        db.execute("BEGIN IMMEDIATE")
-        if not _is_current(db):
-            _make(db, entries or [])
-        db.execute("COMMIT")
+        try:
+            db.execute("BEGIN IMMEDIATE")
+            if not _is_current(db):
+                _make(db, entries or [])
+            db.execute("COMMIT")
+        except BaseException:
+            db.close()  # before anybody removes the file: its journal would take another's with it
+            raise
         return db
 
     def _discard(self) -> None:
@@ -155,8 +158,8 @@ class Index:
     def _unavailable(self, error: Exception) -> IndexUnavailable:
         return IndexUnavailable(
             f"the index {self.path} cannot be used: {error}",
-            "put kawai's home on a disk that can be written and can lock files (--home, KAWAI_HOME); "
-            "removing the index loses nothing",
+            "put kawai's home on a disk that can be written and can lock files (--home, KAWAI_HOME)"
+            + ("; removing the index loses nothing" if self.path.exists() else ""),
         )
 
 
@@ -172,6 +175,14 @@ def _is_current(db: sqlite3.Connection) -> bool:
         raise
 
 
+def _blobs(db: sqlite3.Connection, query: str, values: Sequence[str] = ()) -> list[bytes]:
+    """The only column of a query; what is no blob was not written by us."""
+    found = [row[0] for row in db.execute(query, values)]
+    if not all(isinstance(blob, bytes) for blob in found):
+        raise msgspec.DecodeError("an entry is no blob")
+    return found
+
+
 def _says_damaged(error: Exception) -> bool:
     if not isinstance(error, sqlite3.Error):
         return True
@@ -179,8 +190,9 @@ def _says_damaged(error: Exception) -> bool:
 
 
 def _make(db: sqlite3.Connection, entries: list[Entry]) -> None:
-    for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
-        db.execute(f'DROP TABLE "{name}"')
+    ours = "type IN ('table', 'view') AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
+    for kind, name in db.execute(f"SELECT type, name FROM sqlite_master WHERE {ours}").fetchall():  # noqa: S608
+        db.execute(f'DROP {kind} IF EXISTS "{name}"')
     for statement in _SCHEMA:
         db.execute(statement)
     for entry in entries:

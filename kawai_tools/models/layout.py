@@ -40,6 +40,11 @@ class Layout:
         return self.data / "index.sqlite3"
 
     @property
+    def scan_lock(self) -> Path:
+        """Held by whoever looks at the whole store, and gives ids to what is new."""
+        return self.data / "index.lock"
+
+    @property
     def run(self) -> Path:
         """Sockets and what tells of a running server (0700)."""
         return self.state / "run"

@@ -41,8 +41,9 @@ class Puller:
         self.limit_rate = limit_rate
 
     def job(self, plan: Plan, *, connections: int | None, limit_rate: int | None) -> Job:
-        """The work of a plan. Raises ``NoSpace`` before anything is fetched."""
+        """The work of a plan. Raises ``NoSpace``, ``HomeNotWritable`` or ``StoreMissing`` beforehand."""
         if not plan.exists:
+            self.store.prepare()
             require_space(self.store, plan)
         carry = _Carry(
             self.store, self.hub, plan, connections or self.connections, limit_rate or self.limit_rate
@@ -103,7 +104,6 @@ class _Carry:
         if self.plan.exists:
             self._remember_words()
             return Status.EXISTS
-        self.store.prepare()
         lock = self.store.use_lock(self.plan.path)
         if not lock.acquire():
             raise in_use(self.plan.id)

@@ -1,7 +1,8 @@
 """What the store keeps of a model: its provenance file, and the facts read from its header."""
 
+import os
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Literal, overload
 
 import msgspec
 
@@ -145,9 +146,23 @@ def decode_record(data: bytes, where: object) -> Record:
         record = msgspec.json.decode(data, type=Record)
     except (msgspec.DecodeError, ValueError) as error:
         raise BrokenState(f"{where} cannot be read: {error}", "kawai models index writes it anew") from error
+    record = msgspec.structs.replace(
+        record, installed_at=_utc(record.installed_at), verified_at=_utc(record.verified_at)
+    )
     if not record.weights or not all(safe_path(file.path) for file in record.files):
         raise BrokenState(f"{where} names no files of a store", "kawai models index writes it anew")
     return record
+
+
+@overload
+def _utc(time: datetime) -> datetime: ...
+@overload
+def _utc(time: datetime | None) -> datetime | None: ...
+def _utc(time: datetime | None) -> datetime | None:
+    """A time in UTC, also one that somebody wrote without a zone."""
+    if time is None:
+        return None
+    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
 
 
 def write_record(layout: Layout, record: Record) -> None:
@@ -158,9 +173,14 @@ def write_record(layout: Layout, record: Record) -> None:
 
 
 def stamps_of(layout: Layout, record: Record) -> list[int]:
-    """The mtimes of provenance and files. Raises ``FileNotFoundError`` where one is gone."""
-    paths = [layout.provenance(record.path), *(layout.file(file.path) for file in record.files)]
-    return [path.stat().st_mtime_ns for path in paths]
+    """The stamp of the provenance and the mtimes of the files. Raises ``FileNotFoundError``."""
+    files = [layout.file(file.path).stat().st_mtime_ns for file in record.files]
+    return [record_stamp(layout.provenance(record.path).stat()), *files]
+
+
+def record_stamp(stat: os.stat_result) -> int:
+    """What tells one version of a provenance file from the next, also within one tick of the clock."""
+    return stat.st_mtime_ns ^ stat.st_ino
 
 
 def entry_of(layout: Layout, record: Record) -> Entry:

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Literal
 
 import msgspec
 
@@ -26,6 +27,7 @@ from kawai_tools.models.records import (
     decode_record,
     entry_of,
     owner_and_stem,
+    record_stamp,
     write_record,
 )
 from kawai_tools.refs import RESERVED, is_gguf_name, is_projection_name, parse_model, safe_path, shard_of
@@ -35,7 +37,7 @@ MAX_DEPTH = 12
 
 @dataclass
 class Found:
-    """Size and mtime of every ``.gguf`` file and mtime of every provenance file, by path in the store."""
+    """Size and mtime of every ``.gguf`` file and stamp of every provenance file, by path in the store."""
 
     files: dict[str, tuple[int, int]] = field(default_factory=dict)
     records: dict[str, int] = field(default_factory=dict)
@@ -71,7 +73,7 @@ def _walk_records(directory: str, prefix: str, found: Found) -> None:
     for entry in _entries(directory):
         if entry.name.endswith(".json") and entry.name[0] != ".":
             with contextlib.suppress(OSError):
-                found.records[prefix + entry.name[: -len(".json")]] = entry.stat().st_mtime_ns
+                found.records[prefix + entry.name[: -len(".json")]] = record_stamp(entry.stat())
 
 
 def _entries(directory: str) -> list["os.DirEntry[str]"]:
@@ -117,11 +119,11 @@ class _Changes:
         self.layout, self.known, self.found = layout, known, found
         self.owned = {file.path for entry in kept.values() for file in entry.record.files}
         self.taken = {entry.record.id.casefold() for entry in kept.values()}
-        self.paths = set(kept)
+        self.records = {path: entry.record for path, entry in kept.items()}
 
     def find(self) -> Iterator[tuple[str, Entry]]:
         """Entries by what names them in the store, in the order in which ids are given."""
-        for path in sorted(self.found.records.keys() - self.paths, key=self._order):
+        for path in sorted(self.found.records.keys() - self.records.keys(), key=self._order):
             entry = self._read(path)
             if entry is not None:
                 yield path, self._take(entry)
@@ -140,12 +142,14 @@ class _Changes:
     def _take(self, entry: Entry) -> Entry:
         """Count an entry as known; one whose id another has, or nobody can have, gets a new one."""
         record = entry.record
+        if record.path in self.records:
+            self.taken.discard(self.records[record.path].id.casefold())
         if record.id.casefold() in self.taken or not _is_id(record.id):
             record = msgspec.structs.replace(record, id=new_id(record.owner, record.stem, self.taken))
             write_record(self.layout, record)
             entry = msgspec.structs.replace(entry, record=record)
         self.taken.add(record.id.casefold())
-        self.paths.add(record.path)
+        self.records[record.path] = record
         self.owned.update(file.path for file in record.files)
         return entry
 
@@ -158,18 +162,40 @@ class _Changes:
             return None
         if record.path != path:
             return None
+        record = self._as_it_is_now(record)
         if all(map(self.found.has, record.files)):
             with contextlib.suppress(Integrity, OSError):
                 return entry_of(self.layout, record)
         nothing = Facts(quantization=None, context_length=None, architecture=None)
         return Entry(record=record, facts=nothing, stamps=[0] * (len(record.files) + 1), present=False)
 
+    def _as_it_is_now(self, record: Record) -> Record:
+        """A model that was put there by hand may be replaced by hand: it keeps its id, nothing else."""
+        sizes = {file.path: self.found.files[file.path][0] for file in record.files if self._is_there(file)}
+        if record.url is not None or not all(map(self._is_there, record.weights)):
+            return record
+        files = [
+            file
+            if file.size == sizes[file.path]
+            else msgspec.structs.replace(file, size=sizes[file.path], sha256=None, mtime_ns=0)
+            for file in record.files
+            if file.path in sizes
+        ]
+        if files == record.files:
+            return record
+        new = msgspec.structs.replace(record, files=files, verified_at=None)
+        write_record(self.layout, new)
+        return new
+
+    def _is_there(self, file: FileRecord) -> bool:
+        return file.path in self.found.files
+
     def _restorable(self) -> list[str]:
         """Models whose provenance file is gone or unreadable, and whose files are just as they were."""
         return [
             path
             for path, entry in self.known.items()
-            if path not in self.paths
+            if path not in self.records
             and all(
                 self.found.files.get(file.path) == (file.size, stamp)
                 for file, stamp in zip(entry.record.files, entry.stamps[1:], strict=True)
@@ -189,18 +215,22 @@ class _Changes:
         begun = {claim.path for claim in claims(self.layout) if claim.installing is not None}
         for name in sorted(sets, key=self._order):
             whole = _whole_set(sets[name])
-            if not whole or name in self.paths or name in begun or self._is_recorded(name):
+            if not whole or name in self.records or name in begun or self._is_recorded(name):
                 continue
-            beside = projections[name.rpartition("/")[0]]
-            yield self._record(name, whole, beside if len(beside) == 1 else [])
+            yield self._record(name, whole, _only(projections[name.rpartition("/")[0]]))
+        for path, record in list(self.records.items()):
+            beside = _only(projections[path.rpartition("/")[0]])
+            if beside and record.url is None and record.projection is None:
+                yield msgspec.structs.replace(
+                    record, files=[*record.files, *self._file_records(beside, "projection")]
+                )
 
     def _is_recorded(self, path: str) -> bool:
         """Whether somebody has installed that model since the store was walked."""
         return path not in self.found.records and self.layout.provenance(path).exists()
 
     def _record(self, path: str, weights: list[str], beside: list[str]) -> Record:
-        files = [FileRecord(path=each, size=self.found.files[each][0], role="weights") for each in weights]
-        files += [FileRecord(path=each, size=self.found.files[each][0], role="projection") for each in beside]
+        files = [*self._file_records(weights, "weights"), *self._file_records(beside, "projection")]
         newest = max(self.found.files[file.path][1] for file in files)
         before = self.known.get(path)
         return Record(
@@ -208,6 +238,9 @@ class _Changes:
             files=files,
             installed_at=datetime.fromtimestamp(max(0, newest) // 10**9, UTC),
         )
+
+    def _file_records(self, paths: list[str], role: Literal["weights", "projection"]) -> list[FileRecord]:
+        return [FileRecord(path=each, size=self.found.files[each][0], role=role) for each in paths]
 
     def _kind(self, path: str) -> str | None:
         if not safe_path(path):
@@ -227,6 +260,10 @@ def fits_name(header: Header, path: str) -> bool:
         return True
     shard = shard_of(path)
     return (header.split_no + 1, header.split_count) == (shard.number or 1, shard.count or 1)
+
+
+def _only(paths: list[str]) -> list[str]:
+    return paths if len(paths) == 1 else []
 
 
 def _whole_set(paths: list[str]) -> list[str]:

@@ -2,11 +2,22 @@
 
 import contextlib
 import os
+import threading
+import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import msgspec
 
-from kawai_tools.errors import Ambiguous, HomeNotWritable, MalformedGguf, ModelNotFound, NoSpace, StoreMissing
+from kawai_tools.errors import (
+    Ambiguous,
+    HomeNotWritable,
+    IndexUnavailable,
+    MalformedGguf,
+    ModelNotFound,
+    NoSpace,
+    StoreMissing,
+)
 from kawai_tools.files import Lock, make_directory, write_atomically
 from kawai_tools.gguf import Header, read_header
 from kawai_tools.models import installing
@@ -20,6 +31,9 @@ from kawai_tools.models.scan import by_path, refresh
 from kawai_tools.models.traits import capabilities, traits
 from kawai_tools.refs import ModelRef
 
+_SCAN_PATIENCE, _TICK = 120.0, 0.02
+"""Seconds that another process gets to look at the whole store."""
+
 
 class Store:
     """The models of one home. Safe to share between threads and with other processes."""
@@ -28,6 +42,7 @@ class Store:
         """Nothing is opened yet."""
         self.layout = layout
         self.index = Index(layout.index, self._found)
+        self._scan_guard, self._scans = threading.RLock(), False
 
     # looking up
 
@@ -140,16 +155,34 @@ class Store:
                 return
             self.prepare()
         installing.finish_all(self.layout, self.index)
-        while True:
-            changed, gone = refresh(self.layout, by_path(self.index.all()))
-            with contextlib.suppress(IdTaken):  # by a pull that ended just now: look again
-                if changed or gone:
-                    self.index.put(changed, gone)
-                return
+        with self._scanning():
+            while True:
+                changed, gone = refresh(self.layout, by_path(self.index.all()))
+                with contextlib.suppress(IdTaken):  # by a pull that ended just now: look again
+                    if changed or gone:
+                        self.index.put(changed, gone)
+                    return
 
     def _found(self) -> list[Entry] | None:
         """What a new index begins with; nothing can be said of a store that is not mounted."""
-        return refresh(self.layout, {})[0] if self.layout.marker.exists() else None
+        if not self.layout.marker.exists():
+            return None
+        with self._scanning():
+            return refresh(self.layout, {})[0]
+
+    @contextlib.contextmanager
+    def _scanning(self) -> Iterator[None]:
+        """Look at the store alone: two that give ids at the same time would give different ones."""
+        lock = Lock(self.layout.scan_lock)
+        with self._scan_guard:
+            nested, self._scans = self._scans, True
+            try:
+                if not nested:
+                    _await(lock)
+                yield
+            finally:
+                self._scans = nested
+                lock.release()
 
     def recover(self) -> None:
         """Carry on with installations that were cut off, as far as this user may."""
@@ -187,3 +220,15 @@ class Store:
             return
         self.require_mounted()
         remove_model(self.layout, self.index, entry.record)
+
+
+def _await(lock: Lock) -> None:
+    """Take a lock that others hold for a moment; where it cannot be made, nobody can change anything."""
+    until = time.monotonic() + _SCAN_PATIENCE
+    with contextlib.suppress(HomeNotWritable):
+        while not lock.acquire():
+            if time.monotonic() > until:
+                raise IndexUnavailable(
+                    "another kawai has been looking at the store for minutes", "wait for it, or end it"
+                )
+            time.sleep(_TICK)

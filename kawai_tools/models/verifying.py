@@ -1,5 +1,6 @@
 """Verification: hash every file of a model and compare with what was promised."""
 
+import contextlib
 import hashlib
 import os
 import threading
@@ -8,8 +9,9 @@ from collections.abc import Iterator
 
 import msgspec
 
-from kawai_tools.errors import DigestMismatch, IncompleteModel, Internal, KawaiError
+from kawai_tools.errors import DigestMismatch, HomeNotWritable, IncompleteModel, Internal, KawaiError
 from kawai_tools.events import FileCheck, Status, VerifyEvent
+from kawai_tools.files import Lock, existing_parent
 from kawai_tools.models.claims import in_use
 from kawai_tools.models.records import Entry, FileRecord, now
 from kawai_tools.models.store import Store
@@ -26,6 +28,8 @@ def verify(store: Store, ref: ModelRef | None) -> Feed:
     Raises ``ModelNotFound`` or ``Ambiguous`` before anything begins.
     """
     entries = [store.find(ref)] if ref else [entry for entry in store.index.all() if entry.present]
+    if entries:
+        store.require_mounted()
     feed = Feed()
 
     def run() -> None:
@@ -54,10 +58,8 @@ class _Verification:
     def run(self) -> None:
         """Hash and compare; a bad file does not keep the others from being looked at."""
         lock = self.store.use_lock(self.record.path)
-        if not lock.acquire(shared=True):
-            self._tell(Status.FAILED, error=in_use(self.record.id))
-            return
         try:
+            self._hold(lock)
             hashed = [self._check(file) for file in self.record.files]
             problem = self._problem()
             self._remember(hashed, right=problem is None)
@@ -75,6 +77,15 @@ class _Verification:
         finally:
             lock.release()
 
+    def _hold(self, lock: Lock) -> None:
+        """Keep others from replacing the files meanwhile; where nobody can write, nobody does."""
+        try:
+            if not lock.acquire(shared=True):
+                raise in_use(self.record.id)
+        except HomeNotWritable:
+            if os.access(existing_parent(lock.path.parent), os.W_OK):
+                raise
+
     def _check(self, file: FileRecord) -> FileRecord:
         self._tell(Status.VERIFYING, file=file.path)
         path = self.store.layout.file(file.path)
@@ -87,7 +98,8 @@ class _Verification:
                 self.done += len(chunk)
                 if time.monotonic() - self.told > PROGRESS_INTERVAL:
                     self._tell(Status.VERIFYING, file=file.path, keep=False)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
+            self.store.require_mounted()
             self.checks.append(FileCheck(file.path, ok=False, sha256=None, expected=file.sha256))
             return file
         found = digest.hexdigest()
@@ -119,7 +131,8 @@ class _Verification:
             verified_at=now() if compared else (self.record.verified_at if right else None),
         )
         if record != self.record and not any(check.sha256 is None for check in self.checks):
-            self.store.record(record)
+            with contextlib.suppress(HomeNotWritable):  # what was found holds all the same
+                self.store.record(record)
 
     def _tell(
         self, status: Status, *, file: str | None = None, error: KawaiError | None = None, keep: bool = True
