@@ -95,10 +95,11 @@ def _index(workspace: Workspace, _: NoRequest) -> None:
 def _pull(workspace: Workspace, request: PullRequest) -> Feed | PlanPayload:
     if request.connections is not None and not 1 <= request.connections <= 64:  # noqa: PLR2004
         raise InvalidBody("connections must be a whole number from 1 to 64")
+    rate = _rate(request.limit_rate)
     plan = workspace.planner.plan(request.model_url, request.proj_url, force=request.force)
     if request.dry_run:
         return plan.payload
-    job = workspace.puller.job(plan, connections=request.connections, limit_rate=_rate(request.limit_rate))
+    job = workspace.puller.job(plan, connections=request.connections, limit_rate=rate)
     return workspace.pulls.start(job)
 
 

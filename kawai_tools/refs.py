@@ -267,12 +267,17 @@ def _is_repo_part(part: str) -> bool:
     return _REPO_PART.fullmatch(part) is not None and ".." not in part
 
 
+def without_user(url: str) -> str:
+    """An address as it may be repeated in a message: what stands before ``@`` may be a password."""
+    return re.sub(r"//[^/?#]*@", "//", url)
+
+
 def _parse_url(text: str, endpoint: str) -> Source:
     try:
         parts = urlsplit(text)
         host, _port = (parts.hostname or "").lower().rstrip("."), parts.port
     except ValueError as error:
-        raise InvalidSource(f"{text} is not a valid URL: {error}") from None
+        raise InvalidSource(f"{without_user(text)} is not a valid URL: {error}") from None
     if parts.username is not None or parts.password is not None:
         raise InvalidSource("a URL may not carry a user name or password", "set HF_TOKEN for the hub")
     if not host:

@@ -315,7 +315,7 @@ class _Attempt:
         digest, buffer, position = hashlib.sha256(), memoryview(bytearray(BUFFER)), 0
         while position < self.file.size:
             ready = self.ranges.wait_for_prefix(position, self._is_stopped)
-            if ready <= position:
+            if ready <= position or self._is_stopped():
                 return
             while position < ready and not self._is_stopped():
                 count = os.preadv(self.fd, [buffer[: min(BUFFER, ready - position)]], position)

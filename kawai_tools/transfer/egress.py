@@ -12,6 +12,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from kawai_tools.errors import BadRedirect, HostNotAllowed, InvalidSource, Offline, Unreachable
+from kawai_tools.refs import without_user
 
 
 class Origin(NamedTuple):
@@ -43,12 +44,15 @@ def origin_of(url: str) -> Origin:
         if not host.isascii():
             host = host.encode("idna").decode()
     except ValueError as error:
-        raise InvalidSource(f"{url} is not a valid URL: {error}") from None
+        raise InvalidSource(f"{without_user(url)} is not a valid URL: {error}") from None
     scheme = parts.scheme.lower()
     if scheme not in _PORTS or not host:
         raise InvalidSource(f"{url} is not an http or https address")
     return Origin(scheme, host.lower(), _PORTS[scheme] if port is None else port)
 
+
+_PROTOCOLS = ipaddress.ip_network("192.0.0.0/24")
+"""Special-purpose (RFC 6890), home of some clouds' metadata; older Pythons think parts of it global."""
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _IP = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -75,7 +79,7 @@ class Address(NamedTuple):
         """Whether anyone on the internet would reach the same machine by it."""
         ip = self.ip
         odd = ip.is_multicast or ip.is_reserved or getattr(ip, "is_site_local", False)
-        return ip.is_global and not odd
+        return ip.is_global and not odd and ip not in _PROTOCOLS
 
     @property
     def is_near(self) -> bool:

@@ -129,7 +129,8 @@ class Outbound:
                 if reused and isinstance(error, (ConnectionError, http.client.BadStatusLine)):
                     continue  # it was closed while it waited for this request
                 if isinstance(error, NETWORK_ERRORS):
-                    raise translate(url, error) from error
+                    down = proxy if proxy and connection.reached is None else None
+                    raise translate(url, error, down) from error
                 raise
             done = self._returner(via, connection)
             reached = connection.reached
@@ -183,8 +184,13 @@ _SAFE = "%/:=&?~#+!$,;'@()*[]"
 
 
 def next_url(url: str, location: str) -> str:
-    """The address that a ``Location`` header names, made fit for a request line."""
-    return urljoin(url, quote(location.encode("latin-1", "replace"), safe=_SAFE))
+    """The address that a ``Location`` header names, fit for a request line. Raises ``BadRedirect``."""
+    try:
+        return urljoin(url, quote(location.encode("latin-1", "replace"), safe=_SAFE))
+    except ValueError:
+        raise BadRedirect(
+            f"{origin_of(url).authority} leads on to {location[:200]!r}, which is no address"
+        ) from None
 
 
 def _target(url: str) -> str:

@@ -199,6 +199,8 @@ def _final(last: Progress, status: Status, error: ErrorInfo | None) -> Progress:
     return Progress(
         status=status,
         file=last.file if error else None,
+        file_completed=last.file_completed if error else None,
+        file_total=last.file_total if error else None,
         completed=last.completed,
         total=last.total,
         error=error,

@@ -17,19 +17,23 @@ NETWORK_ERRORS = (OSError, http.client.HTTPException, ValueError)
 """What sockets, TLS and http.client raise."""
 
 
-def translate(url: str, error: Exception) -> KawaiError:
-    """One of ``NETWORK_ERRORS`` as an error that names the server."""
+def translate(url: str, error: Exception, proxy: str | None = None) -> KawaiError:
+    """One of ``NETWORK_ERRORS`` as an error that names the server, or the proxy that was not reached."""
     host = origin_of(url).authority
+    hint = "check the network and try again"
+    if proxy is not None:
+        host = f"the proxy {origin_of(proxy).authority}"
+        hint = "check HTTP_PROXY and HTTPS_PROXY; NO_PROXY names hosts that are reached without one"
     if isinstance(error, ssl.SSLCertVerificationError):
         return BadCertificate(
             f"{host} shows a certificate that cannot be trusted: {error.verify_message}",
             "if your network has a certificate authority of its own, name its file with SSL_CERT_FILE",
         )
     if isinstance(error, TimeoutError):
-        return UpstreamTimeout(f"{host} does not answer: {error}", "try again later")
+        return UpstreamTimeout(f"{host} does not answer: {error}", hint if proxy else "try again later")
     if isinstance(error, (OSError, http.client.IncompleteRead)):
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        return Unreachable(f"{host} cannot be reached: {reason}", "check the network and try again")
+        return Unreachable(f"{host} cannot be reached: {reason}", hint)
     # its words may repeat what was sent, credentials included
     return BadResponse(f"{host} answers in a way that is not HTTP ({type(error).__name__})")
 
