@@ -17,7 +17,9 @@ An error knows its stable ``code``, its ``message`` (what happened to what), an 
     │   ├── InvalidConfig
     │   ├── UsageError
     │   ├── MethodNotAllowed
+    │   ├── RequestTimeout
     │   ├── BodyTooLarge
+    │   ├── HeadTooLarge
     │   ├── NotJson
     │   └── WrongHost
     ├── NotFound            no such thing
@@ -199,8 +201,16 @@ class MethodNotAllowed(InvalidRequest, status=405):
     """The path exists, the method does not."""
 
 
+class RequestTimeout(InvalidRequest, status=408):
+    """A request that was not sent to its end in time."""
+
+
 class BodyTooLarge(InvalidRequest, status=413):
     """More bytes than this route takes."""
+
+
+class HeadTooLarge(InvalidRequest, status=431):
+    """A request line and headers of more bytes than are taken."""
 
 
 class NotJson(InvalidRequest, code="unsupported_media_type", status=415):

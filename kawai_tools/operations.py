@@ -132,7 +132,7 @@ def _pulls(workspace: Workspace, _: NoRequest) -> list[PullRow]:
 
 
 def _pull_row(pull: Pull) -> PullRow:
-    last = pull.last
+    last = pull.newest()
     return PullRow(
         pull=pull.id,
         kind=pull.job.kind,

@@ -60,7 +60,7 @@ def find_daemon(state_dir: Path) -> Daemon | None:
 def _exists(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True

@@ -15,7 +15,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from kawai_tools import contract
-from kawai_tools.api.decoding import BODILESS, decode
+from kawai_tools.api.decoding import decode
 from kawai_tools.api.errors import HANDLERS, error_response
 from kawai_tools.api.guard import Guard, own_hosts
 from kawai_tools.api.health import ALIVE, READY, Health, check_ready
@@ -55,13 +55,15 @@ def build_app(
     workspace: Workspace,
     *,
     port: int,
+    host: str = "127.0.0.1",
     hosts: Iterable[str] = (),
     operations: Sequence[Operation[contract.Request]] = OPERATIONS,
     heartbeat: float = HEARTBEAT,
 ) -> App:
     """The application that carries out ``operations`` on ``workspace``.
 
-    It answers requests for loopback and ``hosts`` at ``port``, the one that is really listened on;
+    It answers requests for loopback and ``host`` at ``port``, the ones that are really listened on, and for
+    ``hosts``, by which names others may know it;
     ``heartbeat`` is the silence in seconds after which a stream repeats its last event.
     """
     face = _Face(workspace, Streams(heartbeat))
@@ -73,7 +75,7 @@ def build_app(
     routes = [_route(path, paths[path]) for path in sorted(paths, key=_precedence)]
     app = Starlette(routes=routes, exception_handlers=dict(HANDLERS))
     app.router.redirect_slashes = False
-    return App(Guard(app, own_hosts(hosts, port)), face.streams)
+    return App(Guard(app, own_hosts(hosts, host, port)), face.streams)
 
 
 def _precedence(path: str) -> tuple[bool, int]:
@@ -117,7 +119,7 @@ class _Face:
 
     async def run(self, row: Operation[contract.Request], request: Request) -> ASGIApp:
         """Carry out a row; its payload, nothing, or its events are the answer."""
-        body = b"" if row.method in BODILESS else await _body(request)
+        body = await _body(request)
         asked = decode(row, request.path_params, request.scope["query_string"], body)
         if not isinstance(row.result, Stream):
             return await self._in_thread(self._others, lambda: _answer(row.run(self._workspace, asked)))

@@ -18,6 +18,8 @@ def decode(row: Operation[Request], path: Mapping[str, str], query: bytes, body:
     """What the row is asked. Raises ``InvalidBody`` or ``InvalidRequest`` naming what is wrong."""
     names = {field.encode_name for field in msgspec.structs.fields(row.request)}
     takes = sorted(names.difference(row.path_fields))
+    if row.method in BODILESS and body:
+        raise InvalidBody(f"{row.method} {row.path} takes no body", "put what is asked into the query")
     parameters = _parameters(query, takes if row.method in BODILESS else ())
     given = parameters if row.method in BODILESS else _keys(body, takes)
     try:

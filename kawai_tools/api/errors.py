@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ExceptionHandler, Receive, Scope, Send
 
-from kawai_tools.errors import BodyTooLarge, ErrorBody, Internal, KawaiError, RouteNotFound
+from kawai_tools.errors import BodyTooLarge, ErrorBody, Internal, KawaiError, NotJson, RouteNotFound
 
 LINGER = 1.0
 """Seconds for which what a client still sends is thrown away before its connection is closed.
@@ -38,10 +38,15 @@ class _LastAnswer(Response):
 def error_response(error: KawaiError, headers: Mapping[str, str] | None = None) -> Response:
     """The answer that reports this error."""
     body = msgspec.json.encode(ErrorBody(error.info))
-    if isinstance(error, BodyTooLarge):
-        headers = {"connection": "close", **(headers or {})}
-        return _LastAnswer(body, error.status, headers, "application/json")
+    if isinstance(error, (BodyTooLarge, NotJson)):  # what follows may be endless
+        return refusal(error)
     return Response(body, error.status, headers, "application/json")
+
+
+def refusal(error: KawaiError) -> Response:
+    """The answer that reports this error and ends the connection, whose further bytes nobody can trust."""
+    body = msgspec.json.encode(ErrorBody(error.info))
+    return _LastAnswer(body, error.status, {"connection": "close"}, "application/json")
 
 
 def _known(_: Request, error: Exception) -> Response:

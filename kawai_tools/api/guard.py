@@ -9,11 +9,22 @@ from collections.abc import Collection, Iterable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from kawai_tools.api.errors import error_response
-from kawai_tools.errors import BodyTooLarge, ForeignOrigin, InvalidRequest, KawaiError, NotJson, WrongHost
+from kawai_tools.api.errors import refusal
+from kawai_tools.errors import (
+    BodyTooLarge,
+    ForeignOrigin,
+    HeadTooLarge,
+    InvalidRequest,
+    KawaiError,
+    NotJson,
+    WrongHost,
+)
 
 BODY_LIMIT = 1 << 20
 """Bytes that a body may have."""
+
+HEAD_LIMIT = 64 * 1024
+"""Bytes that request line and headers may have."""
 
 HTTP_PORT = 80
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
@@ -21,15 +32,17 @@ _ONCE = frozenset({b"host", b"authorization", b"content-type", b"content-length"
 _READ = _ONCE | {b"origin", b"transfer-encoding"}
 
 
-def own_hosts(names: Iterable[str], port: int) -> frozenset[bytes]:
-    """Every ``Host`` that names this server, in lower case: loopback, and the names it was given.
+def own_hosts(names: Iterable[str], address: str, port: int) -> frozenset[bytes]:
+    """Every ``Host`` that names this server, in lower case: loopback, its address, and the names it was given.
 
     A given name also counts without the port, since a proxy in front may listen on another.
     """
-    given = [f"[{name}]" if name.count(":") > 1 and name[0] != "[" else name for name in names]
-    hosts = {f"{name}:{port}" for name in (*_LOOPBACK, *given)} | set(given)
+    own, *given = [
+        f"[{name}]" if name.count(":") > 1 and name[0] != "[" else name for name in (address, *names)
+    ]
+    hosts = {f"{name}:{port}" for name in (*_LOOPBACK, own, *given)} | set(given)
     if port == HTTP_PORT:
-        hosts.update(_LOOPBACK)
+        hosts.update((*_LOOPBACK, own))
     return frozenset(host.lower().encode() for host in hosts)
 
 
@@ -49,11 +62,12 @@ class Guard:
             await self._app(scope, receive, send)
             return
         try:
+            _check_size(scope)
             headers = _read(scope["headers"])
             self._check_sender(headers)
             body = self._check_body(headers, receive)
         except KawaiError as error:
-            await error_response(error)(scope, receive, send)
+            await refusal(error)(scope, receive, send)
         else:
             await self._app(scope, body, send)
 
@@ -62,7 +76,7 @@ class Guard:
         if host not in self._hosts:
             raise WrongHost(
                 f"this server is not called {_shown(host)}" if host else "the request names no host",
-                "use the address that kawai serve printed; --allow-host adds a name",
+                "use the address that kawai serve printed",
             )
         origin = headers.get(b"origin")
         if origin is not None and origin.lower() not in self._origins:
@@ -99,6 +113,13 @@ class Guard:
 
     def _too_large(self) -> KawaiError:
         return BodyTooLarge(f"a body may have at most {self._limit} bytes")
+
+
+def _check_size(scope: Scope) -> None:
+    """Count a head that came whole; one that does not is stopped by the protocol."""
+    headers = sum(len(name) + len(value) + 4 for name, value in scope["headers"])
+    if headers + len(scope["raw_path"]) + len(scope["query_string"]) > HEAD_LIMIT:
+        raise HeadTooLarge("the head of a request may have at most 64 KiB")
 
 
 def _read(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:

@@ -10,12 +10,12 @@ from types import FrameType
 import uvicorn
 
 from kawai_tools.api.app import App
+from kawai_tools.api.guard import HEAD_LIMIT
+from kawai_tools.api.protocol import Protocol
 from kawai_tools.errors import InvalidConfig, PortInUse
 
 GRACE = 3
 """Seconds that requests in flight get when the server ends."""
-
-_HEAD_LIMIT = 64 * 1024
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -113,12 +113,12 @@ def _config(app: App) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         loop="asyncio",  # uvloop slows downloads that are followed: its writes hold the GIL
-        http="h11",  # httptools takes a missing or doubled Host
+        http=Protocol,  # on h11: httptools takes a missing or doubled Host
         ws="none",
         lifespan="off",
         log_config=None,
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=GRACE,
-        h11_max_incomplete_event_size=_HEAD_LIMIT,
+        h11_max_incomplete_event_size=HEAD_LIMIT,
     )

@@ -49,6 +49,8 @@ class Streams:
 
     def answer(self, feed: Feed, headers: Headers) -> ASGIApp:
         """The stream of ``feed`` for a client, or 204 for one that already has its final event."""
+        if feed.belongs_to_follower:  # it has just begun: nobody has seen any of it
+            return Follower(self, feed, 0, with_ids=_wants_ids(headers))
         closed = feed.closed
         after = last_event_id(headers)
         last = max((seq for seq, _ in feed.events()), default=0)
@@ -61,7 +63,7 @@ class Streams:
         """End all streams, once each follower has what there is to tell."""
         self.closing = True
         for follower in self.followers:
-            follower.look()
+            follower.end()
 
 
 class Follower:
@@ -99,8 +101,10 @@ class Follower:
             if self._feed.belongs_to_follower:
                 self._feed.cancel()
 
-    def look(self) -> None:
-        """Look again whether anything has changed."""
+    def end(self) -> None:
+        """Tell what there is to tell, and no more; work that belongs to this follower is broken off first."""
+        if self._feed.belongs_to_follower:
+            self._feed.cancel()
         self._changed.set()
 
     def _wake(self) -> None:
@@ -127,7 +131,7 @@ class Follower:
             if entries:
                 await send(self._message(entries))
                 self._after = entries[-1][0]
-            elif closed or self._streams.closing:
+            elif closed or (self._streams.closing and not self._feed.belongs_to_follower):
                 return
             else:
                 await self._wait(send)

@@ -90,15 +90,18 @@ def _await_end(feed: "Feed") -> None:
             return
 
 
-def tell_end(this: Invocation, event: Event | None, exit_code: int = EXIT_INTERRUPTED) -> None:
+_KEPT = "what was fetched is kept, and running the same command again goes on from there"
+
+
+def tell_end(
+    this: Invocation, event: Event | None, exit_code: int = EXIT_INTERRUPTED, kept: str = _KEPT
+) -> None:
     """Say how a pull ended; ``None`` where it did not even get to say so itself.
 
     Raises the error of one that failed, and leaves with ``exit_code`` for one that was cancelled.
     """
     if event is None or event.status is Status.CANCELLED:
-        this.output.note(
-            "cancelled; what was fetched is kept, and running the same command again goes on from there"
-        )
+        this.output.note(f"cancelled; {kept}")
         raise typer.Exit(exit_code)
     if isinstance(event, PullEvent) and event.error is not None:
         fail(this, event.error)

@@ -192,7 +192,11 @@ def verify(
     _log(this)
     feed = cast("Feed", run(this, MODELS_VERIFY, VerifyRequest(model)))
     with following.stoppable() as stop:
-        codes = [showing.verified(this.output, event) for event in following.follow(this, feed, stop)]
+        codes = [
+            showing.verified(this.output, event)
+            for event in following.follow(this, feed, stop)
+            if stop.signal is None
+        ]
     failed = next((code for code in codes if code), 0)
     if failed and model is None:
         failed = OUTCOMES[ErrorType.INTEGRITY].exit_code

@@ -43,7 +43,7 @@ def attach(context: typer.Context, pull: PullId) -> None:
     except KeyboardInterrupt:
         this.output.note(f"the pull goes on; kawai pulls attach {pull} follows it again")
         raise typer.Exit(EXIT_INTERRUPTED) from None
-    tell_end(this, last)
+    tell_end(this, last, kept="what was fetched is kept, and pulling it again goes on from there")
 
 
 def _watch(this: Invocation, feed: "RemoteFeed") -> Event | None:
@@ -69,4 +69,4 @@ def cancel(context: typer.Context, pull: PullId) -> None:
 
     this = invocation(context)
     run(this, PULLS_CANCEL, PullIdRequest(pull))
-    this.output.note(f"cancelled {pull}; what was fetched is kept")
+    this.output.note(f"asked {pull} to stop; what was fetched is kept")

@@ -100,7 +100,7 @@ def _serve(this: Invocation) -> None:
     listener = listen(settings.host, settings.port)
     port = listener.getsockname()[1]
     with _announced(this, _url(settings.host, port)) as announce:
-        app = build_app(workspace, port=port)
+        app = build_app(workspace, host=settings.host, port=port)
         serve_on(app, listener, on_ready=announce, on_stop=lambda: workspace.pulls.close(PATIENCE))
     workspace.close()
 

@@ -9,7 +9,14 @@ from collections.abc import Iterator
 
 import msgspec
 
-from kawai_tools.errors import DigestMismatch, HomeNotWritable, IncompleteModel, Internal, KawaiError
+from kawai_tools.errors import (
+    DigestMismatch,
+    HomeNotWritable,
+    IncompleteModel,
+    Internal,
+    KawaiError,
+    Unavailable,
+)
 from kawai_tools.events import FileCheck, Status, VerifyEvent
 from kawai_tools.files import Lock, existing_parent
 from kawai_tools.models.claims import in_use
@@ -70,6 +77,7 @@ class _Verification:
             what = IncompleteModel(f"{self.record.id} cannot be read: {error}", "the disk may be failing")
             self._tell(Status.FAILED, error=what)
         except Cancelled:
+            self._tell(Status.FAILED, error=Unavailable("the verification was broken off", "run it again"))
             raise
         except Exception:
             self._tell(Status.FAILED, error=Internal("kawai failed in a way it should not"))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from kawai_tools.errors import ErrorInfo, Internal, KawaiError, PullNotFound, ServerClosing
-from kawai_tools.events import Event, Progress, Status
+from kawai_tools.events import Event, Progress, PullEvent, Status
 from kawai_tools.files import Lock
 from kawai_tools.transfer.wire import Cancelled
 
@@ -154,6 +154,10 @@ class Pull(Feed):
     def join(self, timeout: float | None = None) -> None:
         """Wait for the end."""
         self._thread.join(timeout)
+
+    def newest(self) -> PullEvent:
+        """The last event of its log; there is one from the start."""
+        return next(event for _, event in reversed(self.events()) if isinstance(event, PullEvent))
 
     def tell(self, progress: Progress) -> None:
         """Publish where the work stands: changes at once, mere progress at most four times a second."""

@@ -1,0 +1,82 @@
+"""The table is whole: every row can be reached from both faces, and is described where people look."""
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from kawai_tools.contract import Level, Nothing, Operation, Payload, Request, Stream, Where
+from kawai_tools.operations import OPERATIONS
+from tests.program import Program
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+CONTRACT = {
+    "models.list": ("GET", "/v1/models"),
+    "models.show": ("GET", "/v1/models/{model}"),
+    "models.ps": ("GET", "/v1/models/ps"),
+    "models.index": ("POST", "/v1/models/index"),
+    "models.pull": ("POST", "/v1/models/pull"),
+    "models.rm": ("DELETE", "/v1/models/{model}"),
+    "models.verify": ("POST", "/v1/models/verify"),
+    "pulls.list": ("GET", "/v1/pulls"),
+    "pulls.attach": ("GET", "/v1/pulls/{pull}"),
+    "pulls.cancel": ("DELETE", "/v1/pulls/{pull}"),
+}
+"""The rows of Models and Pulls in ``api.md``; ``load`` and ``unload`` come with the runners."""
+
+
+def test_the_table_has_what_the_contract_names() -> None:
+    table = {row.name: (row.method, row.path) for row in OPERATIONS}
+    assert {name: table.get(name) for name in CONTRACT} == CONTRACT
+
+
+def test_names_and_routes_are_unique() -> None:
+    names = Counter(row.name for row in OPERATIONS)
+    routes = Counter((row.method, row.path) for row in OPERATIONS if row.path)
+    assert max(names.values()) == max(routes.values()) == 1
+
+
+@pytest.mark.parametrize("row", OPERATIONS, ids=lambda row: row.name)
+def test_a_row_is_whole(row: Operation[Request]) -> None:
+    assert isinstance(row.level, Level)
+    assert re.fullmatch(r"[a-z]+\.[a-z]+", row.name)
+    assert re.fullmatch(r"[A-Z].*[^.\s]", row.summary)
+    assert isinstance(row.result, Payload | Nothing | Stream)
+    assert set(row.path_fields) <= set(row.request.__struct_fields__)
+    assert (row.path is None) == (row.where is Where.HERE)
+    assert row.path is None or re.fullmatch(r"/v1(/[a-z]+|/\{[a-z]+\})+", row.path)
+
+
+@pytest.mark.parametrize("row", OPERATIONS, ids=lambda row: row.name)
+def test_who_may(row: Operation[Request]) -> None:
+    """Contract, Authentication: reads are the GETs; what changes state or costs much is an admin's."""
+    assert row.level is (Level.READ if row.method == "GET" else Level.ADMIN)
+
+
+def test_a_row_without_a_level_cannot_be_built() -> None:
+    fields = {"name": "x.y", "method": "GET", "path": None, "request": Request, "result": Nothing()}
+    with pytest.raises(TypeError, match="level"):
+        Operation(**fields, run=lambda *_: None, summary="X")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("row", [row for row in OPERATIONS if row.path], ids=lambda row: row.name)
+def test_a_route_is_in_the_readme(row: Operation[Request]) -> None:
+    ways = f"{row.method} {row.path}"
+    assert f"`{ways}`" in README, f"README.md does not tell of {ways}"
+
+
+@pytest.mark.parametrize("row", OPERATIONS, ids=lambda row: row.name)
+def test_a_row_is_a_command_of_its_name(kawai: Program, row: Operation[Request]) -> None:
+    ended = kawai(*row.name.split("."), "--help")
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out.startswith(f"Usage: kawai {row.name.replace('.', ' ')} ")
+
+
+@pytest.mark.parametrize("noun", ["models", "pulls"])
+def test_a_command_is_a_row_of_its_name(kawai: Program, noun: str) -> None:
+    section = kawai(noun, "--help").out.partition("Commands:\n")[2].partition("\n\n")[0]
+    commands = set(re.findall(r"^  (\w+) ", section, re.MULTILINE))
+    assert {f"{noun}.{command}" for command in commands} == {
+        row.name for row in OPERATIONS if row.name.startswith(f"{noun}.")
+    }
