@@ -33,7 +33,7 @@ _READ = _ONCE | {b"origin", b"transfer-encoding"}
 
 
 def own_hosts(names: Iterable[str], address: str, port: int) -> frozenset[bytes]:
-    """Every ``Host`` that names this server, in lower case: loopback, its address, and the names it was given.
+    """Every ``Host`` that names this server, in lower case: loopback, its address, the names it was given.
 
     A given name also counts without the port, since a proxy in front may listen on another.
     """
