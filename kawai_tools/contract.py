@@ -5,7 +5,6 @@ it runs, and the function that carries it out on a workspace. ``operations.py`` 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Generic, TypeVar
 
@@ -37,20 +36,17 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Base of what a row takes: path parameters, query parameters and body keys are its fields."""
 
 
-@dataclass(frozen=True)
-class Payload:
+class Payload(msgspec.Struct, frozen=True):
     """A row that answers with one JSON value of this type."""
 
     type: Any
 
 
-@dataclass(frozen=True)
-class Nothing:
+class Nothing(msgspec.Struct, frozen=True):
     """A row that answers with nothing (204)."""
 
 
-@dataclass(frozen=True)
-class Stream:
+class Stream(msgspec.Struct, frozen=True):
     """A row that answers with events; with ``dry_run`` set in the request, with a payload instead.
 
     What its function returns is a :class:`~kawai_tools.transfer.pulls.Feed`.
@@ -63,8 +59,7 @@ class Stream:
 R = TypeVar("R", bound=Request)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Operation(Generic[R]):
+class Operation(msgspec.Struct, Generic[R], frozen=True, kw_only=True):
     """One thing kawai can be asked to do.
 
     ``path`` is ``None`` for a row without a route. Fields of ``request`` named in ``path`` come from
@@ -80,9 +75,8 @@ class Operation(Generic[R]):
     run: Callable[[Workspace, R], object]
     summary: str
     where: Where = Where.ANY
-    path_fields: tuple[str, ...] = field(init=False)
 
-    def __post_init__(self) -> None:
-        """Read the path parameters off the path."""
-        names = tuple(part[1:-1] for part in (self.path or "").split("/") if part.startswith("{"))
-        object.__setattr__(self, "path_fields", names)
+    @property
+    def path_fields(self) -> tuple[str, ...]:
+        """The fields that come from the path."""
+        return tuple(part[1:-1] for part in (self.path or "").split("/") if part.startswith("{"))

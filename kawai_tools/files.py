@@ -8,7 +8,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import secrets
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,7 +61,7 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o644, durable: boo
     ``durable=False`` skips the syncs, for hints that may be lost with the power but never be torn.
     Raises ``NoSpace`` or ``HomeNotWritable``.
     """
-    temporary = path.with_name(f".{secrets.token_hex(8)}.partial")  # the name itself may be of full length
+    temporary = path.with_name(f".{os.urandom(8).hex()}.partial")  # the name itself may be of full length
     with storage_errors(path):
         try:
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)

@@ -4,6 +4,7 @@ A row's function joins the nouns that the workspace holds; it knows neither term
 """
 
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -11,11 +12,12 @@ from kawai_tools.contract import Level, Nothing, Operation, Payload, Request, St
 from kawai_tools.errors import ErrorInfo, InUse, InvalidBody
 from kawai_tools.events import ModelPullEvent, PullEvent, Status, VerifyEvent
 from kawai_tools.models.model import LoadedModel, ModelDetails, ModelList, PlanPayload
-from kawai_tools.models.verifying import verify
 from kawai_tools.refs import parse_model
 from kawai_tools.settings import parse_rate
-from kawai_tools.transfer.pulls import Feed, Pull
 from kawai_tools.workspace import Workspace
+
+if TYPE_CHECKING:
+    from kawai_tools.transfer.pulls import Feed, Pull
 
 FORCE_PATIENCE = 10.0
 """Seconds that what uses a model gets to end before it is removed by force."""
@@ -92,7 +94,7 @@ def _index(workspace: Workspace, _: NoRequest) -> None:
     workspace.models.reindex()
 
 
-def _pull(workspace: Workspace, request: PullRequest) -> Feed | PlanPayload:
+def _pull(workspace: Workspace, request: PullRequest) -> "Feed | PlanPayload":
     if request.connections is not None and not 1 <= request.connections <= 64:  # noqa: PLR2004
         raise InvalidBody("connections must be a whole number from 1 to 64")
     rate = _rate(request.limit_rate)
@@ -123,7 +125,9 @@ def _remove(workspace: Workspace, request: RemoveRequest) -> None:
         workspace.models.remove(ref)
 
 
-def _verify(workspace: Workspace, request: VerifyRequest) -> Feed:
+def _verify(workspace: Workspace, request: VerifyRequest) -> "Feed":
+    from kawai_tools.models.verifying import verify  # noqa: PLC0415 - a list verifies nothing
+
     return verify(workspace.models, None if request.model is None else parse_model(request.model))
 
 
@@ -131,7 +135,7 @@ def _pulls(workspace: Workspace, _: NoRequest) -> list[PullRow]:
     return [_pull_row(pull) for pull in workspace.pulls.list()]
 
 
-def _pull_row(pull: Pull) -> PullRow:
+def _pull_row(pull: "Pull") -> PullRow:
     last = pull.newest()
     return PullRow(
         pull=pull.id,
@@ -147,7 +151,7 @@ def _pull_row(pull: Pull) -> PullRow:
     )
 
 
-def _attach(workspace: Workspace, request: PullIdRequest) -> Feed:
+def _attach(workspace: Workspace, request: PullIdRequest) -> "Feed":
     return workspace.pulls.get(request.pull)
 
 

@@ -6,9 +6,10 @@ File URLs of the hub are ``/{owner}/{repo}/resolve/{revision}/{path}``.
 """
 
 import re
-from dataclasses import dataclass, replace
 from typing import TypeAlias
 from urllib.parse import quote, unquote, urlsplit
+
+import msgspec
 
 from kawai_tools.errors import InvalidId, InvalidSource, LocalPath, PageUrl
 
@@ -36,13 +37,17 @@ RESERVED = frozenset(
 )
 """Words that are routes, and so never ids or owners."""
 
-_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})", re.ASCII | re.DOTALL)
-_QUANT = re.compile(
-    r"(?:^|[-._/])((?:UD-)?(?:(?:I?Q|TQ)\d\w*|BF16|FP?16|FP?32|MXFP4\w*))(?=$|[-._/])", re.IGNORECASE
-)
-_REPO_PART = re.compile(r"[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-_SURROGATE = re.compile(r"[\ud800-\udfff]")
+_SHARD = r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})"
+_QUANT = r"(?:^|[-._/])((?:UD-)?(?:(?:I?Q|TQ)\d\w*|BF16|FP?16|FP?32|MXFP4\w*))(?=$|[-._/])"
+_REPO_PART = r"[A-Za-z0-9][\w.-]{0,95}"
+_CONTROL = r"[\x00-\x1f\x7f-\x9f]"
+_SURROGATE = r"[\ud800-\udfff]"
+_USER = r"(.*?//[^/?#]*|([\w.-]+/)?[^/@]*:[^/@]*)@"
+"""A user name before a host, perhaps with a password; patterns are compiled when first used."""
+
+_SECTIONS = frozenset({"datasets", "spaces", "collections", "models", "docs", "blog", "papers", "settings"})
+"""What stands in an owner's place in addresses of the hub that lead to no model."""
+
 _MAX_ID = 200
 _MAX_URL = 4096
 _MAX_PATH = 800  # bytes of a path in the store; what stands before it has room below PATH_MAX
@@ -50,8 +55,7 @@ _MAX_PART = 240  # bytes of one name; a file system takes 255, and kawai puts su
 _MAX_DEPTH = 10  # folders of a repository; deeper than the store is searched would be lost
 
 
-@dataclass(frozen=True)
-class ModelRef:
+class ModelRef(msgspec.Struct, frozen=True):
     """The user's words for an installed model: an id or a stem, perhaps with its owner."""
 
     owner: str | None
@@ -62,8 +66,7 @@ class ModelRef:
         return f"{self.owner}/{self.name}" if self.owner else self.name
 
 
-@dataclass(frozen=True)
-class HubFile:
+class HubFile(msgspec.Struct, frozen=True):
     """One file of a revision of a repository of the hub."""
 
     owner: str
@@ -84,11 +87,10 @@ class HubFile:
 
     def sibling(self, path: str) -> "HubFile":
         """Another file of the same revision."""
-        return replace(self, path=path)
+        return HubFile(self.owner, self.repo, self.revision, path)
 
 
-@dataclass(frozen=True)
-class HubRepo:
+class HubRepo(msgspec.Struct, frozen=True):
     """A repository of the hub, perhaps with the quantization that is wanted."""
 
     owner: str
@@ -105,8 +107,7 @@ class HubRepo:
         return HubFile(self.owner, self.repo, self.revision, path)
 
 
-@dataclass(frozen=True)
-class PlainUrl:
+class PlainUrl(msgspec.Struct, frozen=True):
     """An http(s) address of a file that no hub describes."""
 
     url: str
@@ -131,8 +132,7 @@ class PlainUrl:
 Source: TypeAlias = HubFile | HubRepo | PlainUrl
 
 
-@dataclass(frozen=True)
-class Shard:
+class Shard(msgspec.Struct, frozen=True):
     """A file name taken apart: ``number`` of ``count``, or 0 of 0 where it is no shard.
 
     ``suffix`` is ``.gguf`` as it is written there.
@@ -155,7 +155,7 @@ def shard_of(file_name: str) -> Shard:
     """Take a ``.gguf`` file name (or path) apart; the stem keeps its folders."""
     cut = len(file_name) - (len(".gguf") if is_gguf_name(file_name) else 0)
     stem, suffix = file_name[:cut], file_name[cut:]
-    match = _SHARD.fullmatch(stem)
+    match = re.fullmatch(_SHARD, stem, re.ASCII | re.DOTALL) if "-of-" in stem else None
     if match is None or not 1 <= int(match["number"]) <= int(match["count"]):
         return Shard(stem, suffix=suffix)
     return Shard(match["stem"], int(match["number"]), int(match["count"]), suffix)
@@ -168,7 +168,7 @@ def is_gguf_name(file_name: str) -> bool:
 
 def quantization_of(file_name: str) -> str | None:
     """The quantization that a file name ends with or names last (``Q4_K_M``, ``UD-Q4_K_XL``, ``BF16``)."""
-    found = _QUANT.findall(shard_of(file_name).stem)
+    found = re.findall(_QUANT, shard_of(file_name).stem, re.IGNORECASE)
     return quantization_named(found[-1]) if found else None
 
 
@@ -199,11 +199,11 @@ def _id_fault(text: str, parts: list[str]) -> str | None:
         "it has more than one slash": len(parts) > 2,  # noqa: PLR2004 - owner and name
         "it has an empty part": "" in parts,
         "a part of it is . or ..": any(part in {".", ".."} for part in parts),
-        "it has a control character": _CONTROL.search(text) is not None,
+        "it has a control character": re.search(_CONTROL, text) is not None,
         "it has a backslash": "\\" in text,
         "it has a percent sign": "%" in text,
         "a part of it begins with - or .": any(part[:1] in {"-", "."} for part in parts),
-        "it is not valid Unicode": _SURROGATE.search(text) is not None,
+        "it is not valid Unicode": re.search(_SURROGATE, text) is not None,
     }
     return next((reason for reason, holds in faults.items() if holds), None)
 
@@ -220,7 +220,9 @@ def parse_source(text: str, endpoint: str = HUB, *, local_paths: bool = False) -
             f"{text[:200]} is a file on this machine, not a source to pull from",
             "copy it to models/local/NAME/ in kawai's store and run: kawai models index",
         )
-    if not text or len(text) > _MAX_URL or re.search(r"[\x00-\x20\x7f\\]", text):
+    if re.match(_USER, text):  # not repeated: it may be a password
+        raise InvalidSource("a source may not carry a user name or password", "set HF_TOKEN for the hub")
+    if not text or len(text) > _MAX_URL or re.search(r"[\x00-\x20\x7f\\\ud800-\udfff]", text):
         raise InvalidSource(f"{text[:80]!r} is not a source that could be pulled", _EXAMPLES)
     if re.match(r"https?://", text, re.IGNORECASE):
         return _parse_url(text, endpoint)
@@ -264,7 +266,7 @@ def _parse_repo(text: str) -> HubRepo:
 
 
 def _is_repo_part(part: str) -> bool:
-    return _REPO_PART.fullmatch(part) is not None and ".." not in part
+    return re.fullmatch(_REPO_PART, part, re.ASCII) is not None and ".." not in part
 
 
 def without_user(url: str) -> str:
@@ -277,9 +279,7 @@ def _parse_url(text: str, endpoint: str) -> Source:
         parts = urlsplit(text)
         host, _port = (parts.hostname or "").lower().rstrip("."), parts.port
     except ValueError as error:
-        raise InvalidSource(f"{without_user(text)} is not a valid URL: {error}") from None
-    if parts.username is not None or parts.password is not None:
-        raise InvalidSource("a URL may not carry a user name or password", "set HF_TOKEN for the hub")
+        raise InvalidSource(f"{text} is not a valid URL: {error}") from None
     if not host:
         raise InvalidSource(f"{text} names no host")
     if text.lower().startswith(endpoint.lower() + "/"):
@@ -300,7 +300,7 @@ def _parse_hub(path: str, *, shorthand: bool = False, endpoint: str = HUB) -> So
     parts = [unquote(part) for part in path.strip("/").split("/")]
     if len(parts) == 2 and (shorthand or ":" in parts[1]):  # noqa: PLR2004 - owner and repo
         return _parse_repo("/".join(parts))
-    is_repo = len(parts) > 1 and all(map(_is_repo_part, parts[:2]))
+    is_repo = len(parts) > 1 and parts[0] not in _SECTIONS and all(map(_is_repo_part, parts[:2]))
     if is_repo and len(parts) >= 5 and parts[2] in {"resolve", "blob", "raw"}:  # noqa: PLR2004 - a file
         return _hub_file(parts)
     if is_repo:

@@ -63,8 +63,10 @@ def build_app(
     """The application that carries out ``operations`` on ``workspace``.
 
     It answers requests for loopback and ``host`` at ``port``, the ones that are really listened on, and for
-    ``hosts``, the names by which others may know it; ``heartbeat`` is the silence in seconds after which a stream repeats its last event.
+    ``hosts``, the names by which others may know it. ``heartbeat`` is the silence in seconds after which a
+    stream repeats its last event.
     """
+    workspace.warm()
     face = _Face(workspace, Streams(heartbeat))
     paths: dict[str, dict[str, Handler]] = {path: {"GET": face.alive} for path in ALIVE}
     paths |= {path: {"GET": face.ready} for path in READY}

@@ -44,7 +44,7 @@ def models(output: Output, found: ModelList) -> str:
             model.quantization or "-",
             str(model.context_length or "-"),
             ago(model.modified, now),
-            ago(model.last_used, now),
+            ago(model.last_used, now) if model.last_used else "-",
         )
         for model in found.data
     ]

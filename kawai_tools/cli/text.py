@@ -138,23 +138,27 @@ def clipped(text: str, width: int) -> str:
 
 def table(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int | None) -> str:
     """Rows under titles, in columns two spaces apart, made to fit ``width`` (``None``: as wide as it is)."""
-    cells = [_safe_all(list(column)) for column in zip([each.title for each in columns], *rows, strict=True)]
-    widths = [_widest(column) for column in cells]
+    cells = [_safe_all(column) for column in zip([each.title for each in columns], *rows, strict=True)]
+    plain = all("".join(column).isascii() for column in cells)
+    widths = [max(map(len if plain else shown_width, column)) for column in cells]
     if width is not None:
         _fit(columns, cells, widths, width)
-    lines = map("  ".join, zip(*map(_padded, columns, cells, widths), strict=True))
+        plain = plain and all("".join(column).isascii() for column in cells)  # what is left out is marked
+    if plain:  # thousands of rows in no time
+        form = "  ".join(
+            [f"%{'' if each.right else '-'}{wide}s" for each, wide in zip(columns, widths, strict=True)]
+        )
+        lines = [form % row for row in zip(*cells, strict=True)]
+    else:
+        lines = ["  ".join(row) for row in zip(*map(_padded, columns, cells, widths), strict=True)]
     return "".join([f"{line.rstrip()}\n" for line in lines])
 
 
-def _safe_all(cells: list[str]) -> list[str]:
+def _safe_all(cells: Sequence[str]) -> Sequence[str]:
     return cells if "".join(cells).isprintable() else [safe(cell) for cell in cells]
 
 
-def _widest(cells: list[str]) -> int:
-    return max(map(len if "".join(cells).isascii() else shown_width, cells))
-
-
-def _fit(columns: Sequence[Column], cells: list[list[str]], widths: list[int], width: int) -> None:
+def _fit(columns: Sequence[Column], cells: list[Sequence[str]], widths: list[int], width: int) -> None:
     over = sum(widths) + 2 * (len(widths) - 1) - width
     for at, column in enumerate(columns):
         if column.shrinks and over > 0:
@@ -164,9 +168,7 @@ def _fit(columns: Sequence[Column], cells: list[list[str]], widths: list[int], w
             cells[at] = [shrunk(cell, less) for cell in cells[at]]
 
 
-def _padded(column: Column, cells: list[str], width: int) -> list[str]:
-    if "".join(cells).isascii():
-        return [cell.rjust(width) if column.right else cell.ljust(width) for cell in cells]
+def _padded(column: Column, cells: Sequence[str], width: int) -> list[str]:
     gaps = [" " * (width - shown_width(cell)) for cell in cells]
     return [gap + cell if column.right else cell + gap for cell, gap in zip(cells, gaps, strict=True)]
 

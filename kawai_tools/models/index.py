@@ -14,9 +14,11 @@ import msgspec
 
 from kawai_tools.errors import IndexUnavailable
 from kawai_tools.files import make_directory, storage_errors
+from kawai_tools.models.layout import lock_path
+from kawai_tools.models.model import ModelRow
 from kawai_tools.models.records import Entry
 
-VERSION = 1
+VERSION = 4
 BUSY_SECONDS = 10.0
 _DAMAGED = {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 """What SQLite says of a file that is no database, a broken one, or one with other tables."""
@@ -32,11 +34,10 @@ _SCHEMA = (
     "CREATE INDEX model_stem ON model (stem)",
     "CREATE INDEX model_owner_stem ON model (owner_stem)",
     "CREATE TABLE source (words TEXT NOT NULL, key TEXT NOT NULL, PRIMARY KEY (words, key)) WITHOUT ROWID",
+    # what a list shows of the models whose files are there: few pages to read
+    "CREATE TABLE shown (key TEXT PRIMARY KEY, lock TEXT NOT NULL, row BLOB NOT NULL) WITHOUT ROWID",
     f"PRAGMA user_version = {VERSION}",
 )
-
-_decode = msgspec.json.Decoder(Entry).decode
-_decode_all = msgspec.json.Decoder(list[Entry]).decode
 
 T = TypeVar("T")
 
@@ -57,7 +58,17 @@ class Index:
         """Every model, sorted by id."""
 
         def read(db: sqlite3.Connection) -> list[Entry]:
-            return _decode_all(b"[" + b",".join(_blobs(db, "SELECT entry FROM model ORDER BY key")) + b"]")
+            return _entries(_blobs(db, "SELECT entry FROM model ORDER BY key"))
+
+        return self._use(read)
+
+    def rows(self) -> list[tuple[str, ModelRow]]:
+        """What a list shows of every model whose files are there, sorted by id, each after its lock file."""
+
+        def read(db: sqlite3.Connection) -> list[tuple[str, ModelRow]]:
+            found = db.execute("SELECT lock, row FROM shown ORDER BY key").fetchall()
+            rows = msgspec.json.decode(_joined([row for _, row in found]), type=list[ModelRow])
+            return [(lock, row) for (lock, _), row in zip(found, rows, strict=True)]
 
         return self._use(read)
 
@@ -91,7 +102,7 @@ class Index:
 
     def _where(self, condition: str, *values: str) -> list[Entry]:
         query = f"SELECT entry FROM model WHERE {condition} ORDER BY key"  # noqa: S608 - our own words
-        return self._use(lambda db: [_decode(blob) for blob in _blobs(db, query, values)])
+        return self._use(lambda db: _entries(_blobs(db, query, values)))
 
     def put(self, entries: Iterable[Entry], gone: Iterable[str] = ()) -> None:
         """Add or replace models, and forget those at the paths ``gone``, in one step. Raises ``IdTaken``."""
@@ -176,11 +187,19 @@ def _is_current(db: sqlite3.Connection) -> bool:
 
 
 def _blobs(db: sqlite3.Connection, query: str, values: Sequence[str] = ()) -> list[bytes]:
-    """The only column of a query; what is no blob was not written by us."""
-    found = [row[0] for row in db.execute(query, values)]
-    if not all(isinstance(blob, bytes) for blob in found):
-        raise msgspec.DecodeError("an entry is no blob")
-    return found
+    return [row[0] for row in db.execute(query, values)]
+
+
+def _entries(blobs: Sequence[bytes]) -> list[Entry]:
+    return msgspec.json.decode(_joined(blobs), type=list[Entry]) if blobs else []
+
+
+def _joined(blobs: Sequence[bytes]) -> bytes:
+    """JSON values as one list. Raises ``DecodeError`` for what is no blob, and so not written by us."""
+    try:
+        return b"[" + b",".join(blobs) + b"]"
+    except TypeError as error:
+        raise msgspec.DecodeError("an entry is no blob") from error
 
 
 def _says_damaged(error: Exception) -> bool:
@@ -200,6 +219,7 @@ def _make(db: sqlite3.Connection, entries: list[Entry]) -> None:
 
 
 def _forget(db: sqlite3.Connection, path: str) -> None:
+    db.execute("DELETE FROM shown WHERE key IN (SELECT key FROM model WHERE path = ?)", (path,))
     db.execute("DELETE FROM source WHERE key IN (SELECT key FROM model WHERE path = ?)", (path,))
     db.execute("DELETE FROM model WHERE path = ?", (path,))
 
@@ -209,4 +229,7 @@ def _insert(db: sqlite3.Connection, entry: Entry) -> None:
     key, stem = record.id.casefold(), record.stem.casefold()
     row = (key, record.path, stem, f"{record.owner.casefold()}/{stem}", msgspec.json.encode(entry))
     db.execute("INSERT INTO model VALUES (?, ?, ?, ?, ?)", row)
+    if entry.present:
+        shown = (key, lock_path(record.path), msgspec.json.encode(entry.row(None)))
+        db.execute("INSERT INTO shown VALUES (?, ?, ?)", shown)
     db.executemany("INSERT OR REPLACE INTO source VALUES (?, ?)", [(words, key) for words in record.sources])

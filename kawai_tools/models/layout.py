@@ -10,19 +10,18 @@
     index.sqlite3   run/   logs/
 """
 
-import hashlib
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from kawai_tools.refs import shard_of
 
 
-@dataclass(frozen=True)
 class Layout:
-    """Where things are; ``data`` holds the store, ``state`` what a running kawai leaves."""
+    """Where things are."""
 
-    data: Path
-    state: Path
+    def __init__(self, data: Path, state: Path) -> None:
+        """``data`` holds the store, ``state`` what a running kawai leaves."""
+        self.data = data
+        self.state = state
 
     @property
     def store(self) -> Path:
@@ -64,7 +63,7 @@ class Layout:
 
     def lock(self, model: str) -> Path:
         """The lock file of a model; its mtime is when the model was last used, 0 for never."""
-        return self._beside(model, ".lock")
+        return self.store / lock_path(model)
 
     def _beside(self, model: str, suffix: str) -> Path:
         path = PurePosixPath(model)
@@ -72,6 +71,8 @@ class Layout:
 
     def partial(self, model: str) -> Path:
         """The directory of a model's resumable downloads."""
+        import hashlib  # noqa: PLC0415 - lists need none
+
         return self.partials / hashlib.sha256(model.encode()).hexdigest()[:24]
 
     @property
@@ -82,6 +83,12 @@ class Layout:
     def pull_lock(self, model: str) -> Path:
         """The lock file that one pull of a model holds; gone with its holder."""
         return self.partial(model).with_suffix(".lock")
+
+
+def lock_path(model: str) -> str:
+    """The lock file of a model, relative to the store."""
+    folder, slash, name = model.rpartition("/")
+    return f"{folder}{slash}.kawai/{name}.lock"
 
 
 def model_path(weights: str) -> str:

@@ -230,7 +230,9 @@ class _Planning:
 
 def _pin(file: File, remote: RemoteFile) -> HubFile | None:
     """A file of the hub at the commit that it was found at."""
-    return replace(file, revision=remote.commit) if isinstance(file, HubFile) and remote.commit else None
+    if not isinstance(file, HubFile) or remote.commit is None:
+        return None
+    return HubFile(file.owner, file.repo, remote.commit, file.path)
 
 
 def _at(file: File, pin: HubFile | None) -> File:

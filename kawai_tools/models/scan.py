@@ -8,7 +8,6 @@ import contextlib
 import os
 from collections import defaultdict
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -35,12 +34,13 @@ from kawai_tools.refs import RESERVED, is_gguf_name, is_projection_name, parse_m
 MAX_DEPTH = 12
 
 
-@dataclass
 class Found:
     """Size and mtime of every ``.gguf`` file and stamp of every provenance file, by path in the store."""
 
-    files: dict[str, tuple[int, int]] = field(default_factory=dict)
-    records: dict[str, int] = field(default_factory=dict)
+    def __init__(self) -> None:
+        """Begin with nothing."""
+        self.files: dict[str, tuple[int, int]] = {}
+        self.records: dict[str, int] = {}
 
     def has(self, file: FileRecord) -> bool:
         """Whether a file is there, as large as it should be."""

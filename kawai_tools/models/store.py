@@ -49,11 +49,15 @@ class Store:
     def rows(self) -> list[ModelRow]:
         """Every model whose files are there, sorted by id."""
         self.recover()
-        return [entry.row(self.last_used(entry)) for entry in self.index.all() if entry.present]
+        store, rows = f"{self.layout.store}/", []
+        for lock, row in self.index.rows():
+            used = _last_used(store + lock)
+            rows.append(row if used is None else msgspec.structs.replace(row, last_used=used))
+        return rows
 
     def ids(self) -> list[str]:
         """Every id, sorted."""
-        return [entry.record.id for entry in self.index.all() if entry.present]
+        return [row.id for _, row in self.index.rows()]
 
     def find(self, ref: ModelRef, *, gone: bool = False) -> Entry:
         """The model that these words mean; ``gone`` finds one whose files have vanished, too.
@@ -85,14 +89,6 @@ class Store:
         near = near or [beginnings[each] for each in get_close_matches(name, beginnings, n=1, cutoff=0.6)]
         return f"did you mean {ids[near[0]]}" if near else "kawai models list shows what is installed"
 
-    def last_used(self, entry: Entry) -> datetime | None:
-        """When the model was last used; ``None`` for never."""
-        try:
-            seconds = os.stat(self.layout.lock(entry.record.path)).st_mtime_ns // 10**9  # noqa: PTH116 - a hot path
-        except OSError:
-            return None
-        return datetime.fromtimestamp(seconds, UTC) if seconds else None
-
     def show(self, ref: ModelRef) -> ModelDetails:
         """All that is known of a model."""
         entry = self.find(ref)
@@ -101,7 +97,7 @@ class Store:
         shards = [self._header(entry, file.path) for file in record.weights[1:]]
         projection = self._header(entry, record.projection.path) if record.projection else None
         return ModelDetails(
-            **msgspec.structs.asdict(entry.row(self.last_used(entry))),
+            **msgspec.structs.asdict(entry.row(_last_used(self.layout.lock(record.path)))),
             files=[ModelFile(file.path, file.size, file.sha256, file.role) for file in record.files],
             provenance=Provenance(record.url, record.commit, record.verified_at),
             capabilities=capabilities(header, projection),
@@ -220,6 +216,15 @@ class Store:
             return
         self.require_mounted()
         remove_model(self.layout, self.index, entry.record)
+
+
+def _last_used(lock: str | os.PathLike[str]) -> datetime | None:
+    """When the model with this lock file was last used; ``None`` for never."""
+    try:
+        seconds = int(os.stat(lock).st_mtime)  # noqa: PTH116 - lists look at thousands
+    except OSError:
+        return None
+    return datetime.fromtimestamp(seconds, UTC) if seconds else None
 
 
 def _await(lock: Lock) -> None:
