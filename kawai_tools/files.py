@@ -27,9 +27,11 @@ def storage_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _FULL:
+            raise full_disk(path) from error
+        if error.errno == errno.EFBIG:
             raise NoSpace(
-                f"the disk that holds {path} is full ({free_space(path):,} bytes free)",
-                "free some space and try again; what was downloaded is kept",
+                f"{path} would be larger than a file may be here",
+                "raise the limit (ulimit -f), or keep models on another disk (--home, KAWAI_HOME)",
             ) from error
         if error.errno in _DENIED:
             raise HomeNotWritable(
@@ -37,6 +39,14 @@ def storage_errors(path: Path) -> Iterator[None]:
                 "make the directory writable, or name another one with --home or KAWAI_HOME",
             ) from error
         raise
+
+
+def full_disk(path: Path) -> NoSpace:
+    """What to say where a file could not be written for want of room."""
+    return NoSpace(
+        f"the disk that holds {path} is full ({free_space(path):,} bytes free)",
+        "free some space and try again; what was downloaded is kept",
+    )
 
 
 def make_directory(path: Path, mode: int = 0o755) -> Path:

@@ -310,7 +310,7 @@ def _parse_hub(path: str, *, shorthand: bool = False, endpoint: str = HUB) -> So
             f"open the page's Files tab and give {base}/resolve/main/FILE.gguf, or say "
             f"{parts[0]}/{parts[1]}:QUANT to take a quantization of it",
         )
-    raise PageUrl(f"{endpoint}/{path} is not a file of a repository", _EXAMPLES)
+    raise PageUrl(f"{endpoint}/{path} is a page, not a file of a model's repository", _EXAMPLES)
 
 
 def _hub_file(parts: list[str]) -> HubFile:

@@ -12,9 +12,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+from kawai_tools.config_file import Value, read_config
 from kawai_tools.errors import InvalidConfig
 
 MASK = "********"
+_LONGEST = 80
 
 
 class Source(StrEnum):
@@ -34,14 +36,25 @@ class Key(NamedTuple):
     parse: Callable[[str], object]
     secret: bool = False
     in_file: bool = True
+    kinds: tuple[type, ...] = (str,)
 
 
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30}
+_UNITS = {
+    "": 1,
+    "K": 10**3,
+    "M": 10**6,
+    "G": 10**9,
+    "T": 10**12,
+    "KI": 2**10,
+    "MI": 2**20,
+    "GI": 2**30,
+    "TI": 2**40,
+}
 
 
 def parse_size(text: str) -> int:
     """Bytes from ``20M``, ``1.5G``, ``512KiB`` or a plain number; ``K`` is 1,000 and ``Ki`` 1,024."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]I?)?B?", text.strip().upper())
+    match = re.fullmatch(r"(\d{1,18}(?:\.\d{1,18})?)\s*([KMGT]I?)?B?", text.strip().upper())
     if match is None or (match[2] or "") not in _UNITS:
         raise ValueError("a number of bytes such as 20M, 1.5G or 512KiB")
     return int(float(match[1]) * _UNITS[match[2] or ""])
@@ -70,7 +83,10 @@ def _parse_text(text: str) -> str:
 
 
 def _parse_path(text: str) -> Path:
-    return Path(_parse_text(text)).expanduser().absolute()
+    try:
+        return Path(_parse_text(text)).expanduser().absolute()
+    except (RuntimeError, OSError):  # ~ of nobody; a working directory that is gone
+        raise ValueError("a directory that can be told") from None
 
 
 def _parse_names(text: str) -> tuple[str, ...]:
@@ -109,8 +125,9 @@ def _key(
     default: Any = None,  # noqa: ANN401 - a dataclass default of the field's own type
     secret: bool = False,
     in_file: bool = True,
+    kinds: tuple[type, ...] = (str,),
 ) -> Any:  # noqa: ANN401 - as dataclasses.field
-    key = Key(tuple(variables.split()), description, parse, secret, in_file)
+    key = Key(tuple(variables.split()), description, parse, secret, in_file, kinds)
     return field(default=default, metadata={"key": key})
 
 
@@ -121,40 +138,67 @@ class Settings:
     home: Path | None = _key(
         "KAWAI_HOME", "directory that holds everything of kawai", _parse_path, in_file=False
     )
-    offline: bool = _key("KAWAI_OFFLINE", "open no connection to anywhere else", _parse_bool, default=False)
+    offline: bool = _key(
+        "KAWAI_OFFLINE", "open no connection to anywhere else", _parse_bool, default=False, kinds=(bool, str)
+    )
     host: str = _key("KAWAI_HOST", "address that kawai serve listens on", _parse_text, default="127.0.0.1")
-    port: int = _key("KAWAI_PORT", "port that kawai serve listens on", _between(0, 65535), default=11435)
-    connections: int = _key("KAWAI_CONNECTIONS", "connections a download may use", _between(1, 64), default=8)
-    limit_rate: int | None = _key("KAWAI_LIMIT_RATE", "bytes per second a pull may take (20M)", parse_rate)
+    port: int = _key(
+        "KAWAI_PORT", "port that kawai serve listens on", _between(0, 65535), default=11435, kinds=(int, str)
+    )
+    connections: int = _key(
+        "KAWAI_CONNECTIONS", "connections a download may use", _between(1, 64), default=8, kinds=(int, str)
+    )
+    limit_rate: int | None = _key(
+        "KAWAI_LIMIT_RATE", "bytes per second a pull may take (20M)", parse_rate, kinds=(int, str)
+    )
     pull_hosts: tuple[str, ...] = _key(
-        "KAWAI_PULL_HOSTS", "further hosts that a server may fetch models from", _parse_names, default=()
+        "KAWAI_PULL_HOSTS",
+        "further hosts that a server may fetch models from",
+        _parse_names,
+        default=(),
+        kinds=(list, str),
     )
     hub_endpoint: str = _key(
-        "HF_ENDPOINT", "address of the model hub", _parse_url, default="https://huggingface.co"
+        "KAWAI_HUB_ENDPOINT HF_ENDPOINT",
+        "address of the model hub",
+        _parse_url,
+        default="https://huggingface.co",
     )
     hub_token: str | None = _key(
-        "HF_TOKEN", "token for gated and private models", _parse_text, secret=True, in_file=False
+        "KAWAI_HUB_TOKEN HF_TOKEN",
+        "token for gated and private models",
+        _parse_text,
+        secret=True,
+        in_file=False,
     )
     hub_token_hosts: tuple[str, ...] = _key(
         "KAWAI_HUB_TOKEN_HOSTS",
         "further hosts that get the token of the token file",
         _parse_names,
         default=(),
+        kinds=(list, str),
     )
     hub_home: Path = _key(
-        "HF_HOME", "directory of the hub's token file", _parse_path, default=Path("~/.cache/huggingface")
+        "KAWAI_HUB_HOME HF_HOME",
+        "directory of the hub's token file",
+        _parse_path,
+        default=Path("~/.cache/huggingface"),
     )
     http_proxy: str | None = _key(
-        "http_proxy HTTP_PROXY", "proxy for http addresses", _parse_proxy, secret=True
+        "KAWAI_HTTP_PROXY http_proxy HTTP_PROXY", "proxy for http addresses", _parse_proxy, secret=True
     )
     https_proxy: str | None = _key(
-        "https_proxy HTTPS_PROXY", "proxy for https addresses", _parse_proxy, secret=True
+        "KAWAI_HTTPS_PROXY https_proxy HTTPS_PROXY", "proxy for https addresses", _parse_proxy, secret=True
     )
     no_proxy: tuple[str, ...] = _key(
-        "no_proxy NO_PROXY", "hosts reached without a proxy", _parse_names, default=()
+        "KAWAI_NO_PROXY no_proxy NO_PROXY",
+        "hosts reached without a proxy",
+        _parse_names,
+        default=(),
+        kinds=(list, str),
     )
     ssl_cert_file: Path | None = _key(
-        "SSL_CERT_FILE", "certificates to trust instead of the system's", _parse_path
+        "KAWAI_SSL_CERT_FILE SSL_CERT_FILE", "certificates to trust instead of the system's", _parse_path
     )
     sources: Mapping[str, Source] = field(default_factory=dict)
 
@@ -211,7 +255,8 @@ def resolve(flags: Mapping[str, object], environ: Mapping[str, str]) -> Settings
                 values[name] = _parse(key, environ[variable], f"the variable {variable}")
                 sources[name] = Source.ENVIRONMENT
     first = Settings(**values, sources=sources)  # type: ignore[arg-type]
-    for name, value in _read_file(first.config_file).items():
+    for name, found in read_config(first.config_file).items():
+        value = _from_file(name, found)
         if name not in values:
             values[name] = value
             sources[name] = Source.FILE
@@ -234,52 +279,39 @@ def _parse(key: Key, text: str, where: str) -> object:
     try:
         return key.parse(text)
     except ValueError as error:
-        shown = "its value" if key.secret else repr(text)
+        shown = "its value" if key.secret or "@" in text else repr(text[:_LONGEST])
         raise InvalidConfig(f"{where} must be {error}, not {shown}") from None
 
 
-def _read_file(path: Path) -> dict[str, object]:
-    try:
-        text = path.read_text("utf-8")
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidConfig(f"{path} cannot be read: {error}") from error
-    import tomllib  # noqa: PLC0415 - only where there is a file
-
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InvalidConfig(_syntax_error(path, text, str(error)), "mend or remove that line") from None
-    return {name: _from_file(path, text, name, value) for name, value in table.items()}
-
-
-def _syntax_error(path: Path, text: str, reason: str) -> str:
-    at = re.search(r"\(at line (\d+), column \d+\)", reason)
-    number = int(at[1]) if at else len(text.splitlines())
-    lines = text.splitlines()
-    words = lines[number - 1].split("=")[0].strip() if 0 < number <= len(lines) else ""
-    plain = re.sub(r"\s*\(at [^)]*\)", "", reason)
-    return f"{path}, line {number}, key {words or '(none)'}: {plain}"
-
-
-def _from_file(path: Path, text: str, name: str, value: object) -> object:
-    line = next(
-        (
-            number
-            for number, row in enumerate(text.splitlines(), 1)
-            if re.match(rf"""\s*\[?\s*["']?{re.escape(name)}["']?\s*[.=\]]""", row)
-        ),
-        1,
-    )
-    where = f"{path}, line {line}, key {name}"
+def _from_file(name: str, found: Value) -> object:
     key = KEYS.get(name)
     if key is None:
         known = ", ".join(each for each, row in KEYS.items() if row.in_file)
-        raise InvalidConfig(f"{where}: there is no such setting", f"the settings are {known}")
+        raise InvalidConfig(f"{found.where}: there is no such setting", f"the settings are {known}")
     if not key.in_file:
-        raise InvalidConfig(f"{where}: this one can only be set by {key.variables[0]}")
-    words = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-    if isinstance(value, dict) or (isinstance(value, bool) and key.parse is not _parse_bool):
-        raise InvalidConfig(f"{where}: {words} is not a value it can have")
-    return _parse(key, words, f"{where}:")
+        raise InvalidConfig(f"{found.where}: this one can only be set by {key.variables[0]}")
+    value = found.value
+    if isinstance(value, list) and list in key.kinds and all(isinstance(each, str) for each in value):
+        return _parse(key, ",".join(value), f"{found.where}:")
+    if type(value) not in key.kinds or isinstance(value, list):
+        raise InvalidConfig(f"{found.where}: must be {_wanted(key)}, not {_KINDS.get(type(value), 'a date')}")
+    return _parse(key, str(value), f"{found.where}:")
+
+
+_KINDS = {
+    str: "a text",
+    bool: "a boolean",
+    int: "a whole number",
+    float: "a fraction",
+    list: "a list",
+    dict: "a table",
+}
+
+
+def _wanted(key: Key) -> str:
+    """What a value must be, in the words of its own parser."""
+    try:
+        key.parse("\0")
+    except ValueError as error:
+        return str(error)
+    return " or ".join(_KINDS[kind] for kind in key.kinds)

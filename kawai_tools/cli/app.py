@@ -107,12 +107,17 @@ def _told(this: "Invocation", error: Exception) -> int:
 def _known(this: "Invocation", error: Exception) -> "KawaiError":
     import typer  # noqa: PLC0415
 
-    from kawai_tools.errors import Internal, KawaiError  # noqa: PLC0415
+    from kawai_tools.errors import HomeNotWritable, Internal, KawaiError  # noqa: PLC0415
 
     if isinstance(error, KawaiError):
         return error
     if isinstance(error, typer.TyperException):
         return _usage_error(error)
+    if isinstance(error, OSError) and any(arg.startswith("--install-completion") for arg in this.args):
+        return HomeNotWritable(
+            f"cannot write {error.filename}: {error.strerror}",
+            "put what --show-completion prints where your shell reads it",
+        )
     from kawai_tools.cli import logs  # noqa: PLC0415 - for what should never happen
 
     return Internal(*logs.keep_traceback(this.places.state_dir, error, verbose=this.output.verbose))

@@ -1,10 +1,14 @@
 """What the shell offers after TAB."""
 
 import contextlib
+import re
 
 import typer
 
 from kawai_tools.cli.invocation import invocation
+
+_PLAIN = r"[\w.+@:/,=-]+"
+"""What a shell takes as it is: a name comes from strangers, and is pasted into a command line."""
 
 
 def model_ids(context: typer.Context, incomplete: str) -> list[str]:
@@ -12,4 +16,4 @@ def model_ids(context: typer.Context, incomplete: str) -> list[str]:
     found: list[str] = []
     with contextlib.suppress(Exception):  # a shell would show whatever went wrong as if it were a word
         found = invocation(context).workspace.models.ids()
-    return [each for each in found if each.startswith(incomplete) and each.isprintable()]
+    return [each for each in found if each.startswith(incomplete) and re.fullmatch(_PLAIN, each)]

@@ -16,6 +16,7 @@ from kawai_tools.errors import UsageError
 
 if TYPE_CHECKING:
     from typer._click import Command, Context, HelpFormatter, Parameter
+    from typer._click.shell_completion import CompletionItem
 
 LAZY = {
     "models": "Pull, list, show, verify and remove models.",
@@ -126,6 +127,11 @@ class KawaiGroup(TyperGroup):
         """Commands first: they are what a group is about."""
         self.format_commands(ctx, formatter)
         _write_options(self, ctx, formatter)
+
+    def shell_complete(self, ctx: "Context", incomplete: str) -> "list[CompletionItem]":
+        """What may follow; nothing after a word that is no command."""
+        unknown = ctx.args or ctx._protected_args  # noqa: SLF001 - where Click keeps what it found no command for
+        return [] if unknown else super().shell_complete(ctx, incomplete)
 
     def resolve_command(
         self, ctx: "Context", args: list[str]

@@ -1,5 +1,6 @@
 """One run of the command line: its global options, and what they lead to, made when first used."""
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -44,7 +45,9 @@ class Invocation:
     def places(self) -> Settings:
         """Settings that know the directories only: to be had also where ``config.toml`` is broken."""
         home = self.flags.get("home") or self.environ.get("KAWAI_HOME") or None
-        return Settings(home=Path(str(home)).expanduser().absolute() if home else None)
+        with contextlib.suppress(RuntimeError, OSError):  # ~ of nobody; a working directory that is gone
+            return Settings(home=Path(str(home)).expanduser().absolute() if home else None)
+        return Settings(home=None)
 
     @cached_property
     def workspace(self) -> "Workspace":

@@ -1,5 +1,6 @@
 """``logs/kawai.log``: where tracebacks go instead of to the screen."""
 
+import contextlib
 import logging
 import os
 import sys
@@ -44,7 +45,9 @@ class _File(logging.Handler):
         self.path = path
 
     def emit(self, record: logging.LogRecord) -> None:
-        append(self.path, self.format(record))
+        """Never raise: whoever logs must not fail because the log cannot be written."""
+        with contextlib.suppress(KawaiError, OSError):
+            append(self.path, self.format(record))
 
 
 def configure(state_dir: Path, *, verbose: bool) -> None:

@@ -17,6 +17,7 @@ from kawai_tools.errors import ErrorBody, ErrorInfo
 
 T = TypeVar("T")
 
+_LINES = 24
 _RED, _CYAN, _PLAIN = "\x1b[1;31m", "\x1b[36m", "\x1b[0m"
 
 
@@ -79,7 +80,9 @@ class Output:
 
     def table(self, columns: Sequence[text.Column], rows: Sequence[Sequence[str]]) -> str:
         """A table, fitted to stdout if that is a terminal; piped it is never cut."""
-        return text.table(columns, rows, terminal_width(sys.stdout) if is_terminal(sys.stdout) else None)
+        return text.table(
+            columns, rows, terminal_size(sys.stdout).columns if is_terminal(sys.stdout) else None
+        )
 
     def ago(self, time: datetime | None) -> str:
         """How long ago that was."""
@@ -97,12 +100,14 @@ def coloured(stream: IO[str] | None, environ: Mapping[str, str] | None = None) -
     return is_terminal(stream) and not variables.get("NO_COLOR") and variables.get("TERM") != "dumb"
 
 
-def terminal_width(stream: IO[str]) -> int:
-    """Columns of the terminal that a stream writes to."""
+def terminal_size(stream: IO[str]) -> os.terminal_size:
+    """Columns and lines of the terminal that a stream writes to."""
+    usual = (text.WIDTH, _LINES)
     try:
-        return os.get_terminal_size(stream.fileno()).columns or text.WIDTH
+        found = os.get_terminal_size(stream.fileno())
     except OSError:
-        return text.WIDTH
+        return os.terminal_size(usual)
+    return os.terminal_size((found.columns or usual[0], found.lines or usual[1]))
 
 
 def _write(stream: IO[str] | None, data: bytes) -> None:

@@ -12,8 +12,8 @@ from typing import TypeVar
 
 import msgspec
 
-from kawai_tools.errors import IndexUnavailable
-from kawai_tools.files import make_directory, storage_errors
+from kawai_tools.errors import IndexUnavailable, KawaiError
+from kawai_tools.files import full_disk, make_directory, storage_errors
 from kawai_tools.models.layout import lock_path
 from kawai_tools.models.model import ModelRow
 from kawai_tools.models.records import Entry
@@ -166,7 +166,9 @@ class Index:
         for suffix in ("", "-journal", "-wal", "-shm"):
             self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
 
-    def _unavailable(self, error: Exception) -> IndexUnavailable:
+    def _unavailable(self, error: Exception) -> KawaiError:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL:
+            return full_disk(self.path)
         return IndexUnavailable(
             f"the index {self.path} cannot be used: {error}",
             "put kawai's home on a disk that can be written and can lock files (--home, KAWAI_HOME)"

@@ -49,6 +49,7 @@ HEADLESS = frozenset({403, 405, 501})
 """What servers say that answer no HEAD."""
 
 FIRST_BYTE = {"Range": "bytes=0-0"}
+_SIZE = re.compile(r"[0-9]{1,18}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -151,7 +152,7 @@ class Hub:
         if answer.status in REDIRECTS and linked is None:
             return answer.header("Location") or ""
         size = linked or answer.header("Content-Length")
-        if size is None or not size.isdigit():
+        if size is None or not _SIZE.fullmatch(size):
             raise BadResponse(f"{self._origin.authority} does not say how large {source.path} is")
         etag = (answer.header("X-Linked-ETag") or "").strip('"').lower()
         commit = answer.header("X-Repo-Commit")
@@ -242,7 +243,7 @@ class Hub:
 
 
 def _plain(source: PlainUrl, answer: Response, size: str | None) -> RemoteFile:
-    if size is None or not size.isdigit():
+    if size is None or not _SIZE.fullmatch(size):
         raise BadResponse(
             f"{source.host} does not say how large {source.file_name} is", "fetch it by other means"
         )
