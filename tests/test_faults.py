@@ -167,7 +167,7 @@ CALLS = (
     "mkdir",
     "unlink,unlinkat",
     "rmdir",
-    "ftruncate",
+    "fallocate",
     "flock",
 )
 

@@ -14,13 +14,15 @@ from kawai_tools.models.records import Record
 class Claim(msgspec.Struct, frozen=True):
     """What a directory of partial downloads belongs to.
 
-    Once all of it is verified ``installing`` is what the model will be, and ``dropping`` are the files that
-    are no part of it any more.
+    Once all of it is verified ``installing`` is what the model will be, ``sources`` are the names that its
+    new files have there, by their paths in the store, and ``dropping`` the files that are no part of it any
+    more.
     """
 
     id: str
     path: str
     installing: Record | None = None
+    sources: dict[str, str] = {}
     dropping: list[str] = []
 
 

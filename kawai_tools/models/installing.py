@@ -17,17 +17,18 @@ from kawai_tools.models.index import IdTaken, Index
 from kawai_tools.models.layout import Layout
 from kawai_tools.models.naming import new_id
 from kawai_tools.models.records import Entry, Record, entry_of, owner_and_stem, stamps_of, write_record
+from kawai_tools.refs import safe_path
 
 
-def install(layout: Layout, index: Index, record: Record) -> Entry:
+def install(layout: Layout, index: Index, record: Record, sources: dict[str, str]) -> Entry:
     """Install what a pull has fetched into the partial directory of ``record``; both locks are held.
 
-    A file whose ``mtime_ns`` is 0 is taken to be fetched and verified just now.
+    ``sources`` are the names that what was fetched has there, by the paths it gets in the store.
     """
     before = index.by_path(record.path)
     stays = {file.path for file in record.files}
     dropping = [file.path for file in before.record.files if file.path not in stays] if before else []
-    claim = Claim(record.id, record.path, record, dropping)
+    claim = Claim(record.id, record.path, record, sources, dropping)
     write_claim(layout, claim)
     return _carry_out(layout, index, claim, record)
 
@@ -56,18 +57,19 @@ def finish_all(layout: Layout, index: Index) -> None:
 
 
 def _is_there(layout: Layout, claim: Claim, path: str) -> bool:
-    return _partial(layout, claim, path).exists() or layout.file(path).exists()
+    source = claim.sources.get(path)
+    return layout.file(path).exists() or (source is not None and _partial(layout, claim, source).exists())
 
 
-def _partial(layout: Layout, claim: Claim, path: str) -> Path:
-    return layout.partial(claim.path) / f"{Path(path).name}.partial"
+def _partial(layout: Layout, claim: Claim, source: str) -> Path:
+    return layout.partial(claim.path) / Path(source).name
 
 
 def _carry_out(layout: Layout, index: Index, claim: Claim, record: Record) -> Entry:
-    for file in record.files:
-        source = _partial(layout, claim, file.path)
-        if source.exists():
-            move_into_place(source, layout.file(file.path))
+    for path, name in claim.sources.items():
+        source = _partial(layout, claim, name)
+        if source.exists() and safe_path(path):
+            move_into_place(source, layout.file(path))
     try:
         files = [
             msgspec.structs.replace(file, mtime_ns=file.mtime_ns or layout.file(file.path).stat().st_mtime_ns)

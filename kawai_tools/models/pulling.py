@@ -1,5 +1,6 @@
 """Carries out a plan: reserves the disk, fetches, checks and installs."""
 
+import errno
 import os
 import time
 from collections import deque
@@ -26,6 +27,7 @@ from kawai_tools.transfer.partials import Partial
 from kawai_tools.transfer.pulls import Job, Pull
 from kawai_tools.transfer.responses import Response
 
+_AGAIN = "run the same command again"
 RATE_WINDOW, RATE_LEAST = 5.0, 0.3
 """Seconds over which a rate is taken: at most, and at least for it to say something."""
 
@@ -109,15 +111,14 @@ class _Carry:
             raise in_use(self.plan.id)
         try:
             self.store.finish(self.plan.path)
+            return Status.EXISTS if self._is_done_meanwhile() else self._fetch_and_install(pull)
+        except FileNotFoundError as error:
+            # only where locks do nothing: somebody else has installed it, and cleared what we were fetching
             if self._is_done_meanwhile():
                 return Status.EXISTS
-            records = self._fetch_all(pull)
-            self._tell(pull, Status.INSTALLING, None, 0)
-            entry = self.store.install(self._record(records))
-            self.plan = replace(self.plan, id=entry.record.id)
+            raise Conflict(f"{error.filename} was removed in the meantime", _AGAIN) from error
         finally:
             release_use(self.store.layout, self.plan.path, lock)
-        return Status.DOWNLOADED
 
     def _remember_words(self) -> None:
         """Note that these words mean this model, so that the next time needs no network."""
@@ -135,22 +136,26 @@ class _Carry:
         there = {file.path: file for file in entry.record.files} if entry and entry.present else {}
         gone = [file.path for file in self.plan.kept if file.path not in there]
         if gone:
-            raise Conflict(f"{', '.join(gone)} was removed in the meantime", "run the same command again")
+            raise Conflict(f"{', '.join(gone)} was removed in the meantime", _AGAIN)
         return entry is not None and all(
             file.path in there
             and is_same(self.store.layout, there[file.path], file.remote, strictly=self.plan.force)
             for file in self.plan.files
         )
 
-    def _fetch_all(self, pull: Pull) -> list[FileRecord]:
+    def _fetch_and_install(self, pull: Pull) -> Status:
         directory = write_claim(self.store.layout, Claim(self.plan.id, self.plan.path))
         files = [self._as_it_is_now(file, directory) for file in self.plan.files]
         try:
             self._claim_space(files)
-            return [self._fetch(pull, file) for file in files]
+            records = [self._fetch(pull, file) for file in files]
+            self._tell(pull, Status.INSTALLING, None, 0)
+            entry = self.store.install(self._record(records), _sources(files))
+            self.plan = replace(self.plan, id=entry.record.id)
         finally:
             for file in files:
                 file.partial.close()
+        return Status.DOWNLOADED
 
     def _as_it_is_now(self, file: PlanFile, directory: Path) -> PlanFile:
         """What others have fetched or removed since the plan was made counts."""
@@ -163,10 +168,10 @@ class _Carry:
     @staticmethod
     def _claim_space(files: list[PlanFile]) -> None:
         """Claim the blocks of the whole plan before its first byte; give them back if they are too many."""
-        missing = [file.partial for file in files if not file.installed and file.partial.verified is None]
+        missing = [file.partial for file in files if not file.installed]
         try:
             for partial in missing:
-                _ = partial.fd
+                partial.take()
         except NoSpace:
             for partial in missing:
                 if not partial.have:
@@ -261,6 +266,15 @@ class _Carry:
             installed_at=now(),
             verified_at=now() if all(file.sha256 for file in ordered) else None,
         )
+
+
+def _sources(files: list[PlanFile]) -> dict[str, str]:
+    """The names that fetched files have in the partial directory, by their paths in the store."""
+    fetched = [file for file in files if not file.installed]
+    for file in fetched:
+        if not file.partial.is_intact:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(file.partial.path))
+    return {file.path: file.partial.path.name for file in fetched}
 
 
 def check_head(head: bytes, file: PlanFile) -> None:

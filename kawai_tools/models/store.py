@@ -194,9 +194,12 @@ class Store:
         entry = self.index.by_path(path)
         return entry.record.id if entry else new_id(*owner_and_stem(path), self.index.keys())
 
-    def install(self, record: Record) -> Entry:
-        """The last step of a pull: verified files from the partial directory get their final names."""
-        return installing.install(self.layout, self.index, record)
+    def install(self, record: Record, sources: dict[str, str]) -> Entry:
+        """The last step of a pull: verified files get their final names.
+
+        ``sources`` are their names in the partial directory, by their paths in the store.
+        """
+        return installing.install(self.layout, self.index, record, sources)
 
     def finish(self, path: str) -> None:
         """Carry on with the installation of one model, if it was cut off; both its locks are held."""

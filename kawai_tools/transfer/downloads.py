@@ -255,29 +255,37 @@ class _Attempt:
     def _fetch(self, segment: Segment, buffer: memoryview, patience: Patience) -> None:
         """Read one answer into one segment, which grows while the next block is free."""
         limit = segment.end if len(self._workers) > 1 else self.ranges.run_end(segment)
-        with self.source.open(segment.position, limit) as answer:
-            if answer.status == 200 and limit < self.file.size:  # noqa: PLR2004 - the whole file
-                if not self.ranges.take_all(segment):
-                    raise StartOver("ignores ranges", ranged=False)
-                limit = self.file.size
-            fresh = 0
+        answer, end = self.source.open(segment.position, limit)
+        with answer:
+            if end > limit and not self.ranges.take_all(segment):  # the whole file
+                raise StartOver("ignores ranges", ranged=False)
+            limit, fresh = end, 0
             while not self._is_stopped():
-                if segment.position == segment.end and not self.ranges.extend(segment, limit):
+                if segment.position == limit or (
+                    segment.position == segment.end and not self.ranges.extend(segment, limit)
+                ):
                     break
-                step = min(segment.end - segment.position, self.limiter.step)
+                step = min(min(segment.end, limit) - segment.position, self.limiter.step)
                 count = answer.read_some(buffer[:step])
                 if count == 0:
-                    raise Unreachable(f"{self.file.url} ends {segment.end - segment.position} bytes early")
+                    raise Unreachable(f"{self.file.url} ends {limit - segment.position} bytes early")
                 if segment.position == 0:
                     count = self._check_start(answer, buffer, count, step)
                 if answer.length is None and segment.position + count == limit:
-                    self.source.refuse_surplus(answer)
+                    self._refuse_surplus(answer)
                 self._store(segment, buffer[:count])
                 fresh += count
                 if fresh >= PROGRESS_BYTES:
                     patience.progressed()
                 self.limiter.spend(count)
             self.ranges.give_back(segment)
+
+    def _refuse_surplus(self, answer: Response) -> None:
+        """Start over if more follows what should be the end: what came before may be as wrong."""
+        try:
+            self.source.refuse_surplus(answer)
+        except BadResponse as error:
+            raise StartOver("sends more bytes than were promised", ranged=False) from error
 
     def _check_start(self, answer: Response, buffer: memoryview, count: int, step: int) -> int:
         """Look at the first bytes; a few more are awaited where the first are too few to tell."""

@@ -49,7 +49,7 @@ HEADLESS = frozenset({403, 405, 501})
 """What servers say that answer no HEAD."""
 
 FIRST_BYTE = {"Range": "bytes=0-0"}
-_SIZE = re.compile(r"[0-9]{1,18}")
+_SIZE = re.compile(r"[0-9]{1,19}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 

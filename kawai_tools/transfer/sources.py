@@ -11,6 +11,9 @@ from kawai_tools.transfer.outbound import Outbound
 from kawai_tools.transfer.patience import retry_after
 from kawai_tools.transfer.responses import REDIRECTS, Response
 
+LEAST = 1024
+"""Bytes below which an answer that is shorter than asked counts as a failure: a file would take for ever."""
+
 
 class StartOver(Exception):
     """The bytes so far may not belong together; ``ranged`` says whether ranges may be tried again."""
@@ -48,9 +51,10 @@ class Source:
     _moved: tuple[str, Hop | None] | None = None
     _etag: str | None = None
 
-    def open(self, start: int, end: int) -> Response:
-        """Ask for a range, which an answer of the whole file may contain.
+    def open(self, start: int, end: int) -> tuple[Response, int]:
+        """Ask for a range, which an answer of the whole file may contain; the answer, and where it ends.
 
+        It may end before the range does: some servers give only so much at a time.
         Raises ``StartOver``, ``TryAgain`` or a kind of ``KawaiError``.
         """
         headers = {}
@@ -60,11 +64,11 @@ class Source:
                 headers["If-Range"] = self.file.etag
         answer = self._open_moved(headers) or self._open_own(headers)
         try:
-            self._check(answer, start)
+            given = self._check(answer, start)
         except BaseException:
             answer.close()
             raise
-        return answer
+        return answer, min(given, end) if answer.status == 206 else given  # noqa: PLR2004 - Partial Content
 
     def forget(self) -> None:
         """Begin at the file's own address again."""
@@ -97,8 +101,8 @@ class Source:
             raise TryAgain(problem, retry_after(answer))
         raise problem
 
-    def _check(self, answer: Response, start: int) -> None:
-        """Hold an answer to what was asked: which bytes, of which version, in which encoding."""
+    def _check(self, answer: Response, start: int) -> int:
+        """Hold an answer to what was asked: which bytes, of which version, in which encoding; its end."""
         encoding = (answer.header("Content-Encoding") or "identity").lower()
         if encoding != "identity":
             raise BadResponse(f"{self.file.url} comes {encoding}-encoded though that was not asked for")
@@ -106,15 +110,15 @@ class Source:
             raise BadResponse(f"{self.file.url} redirects to nowhere")
         if answer.status == 206 and self.ranged:  # noqa: PLR2004 - Partial Content
             self._check_version(answer)
-            self._check_range(answer, start)
-        elif answer.status != 200:  # noqa: PLR2004 - OK
+            return self._check_range(answer, start)
+        if answer.status != 200:  # noqa: PLR2004 - OK
             raise BadResponse(f"{self.file.url} answers with status {answer.status}")
-        else:
-            if answer.length not in {None, self.file.size}:
-                self._refuse_length(answer)
-            self._check_version(answer)
-            if start:
-                raise StartOver("ignores ranges", ranged=False)
+        if answer.length not in {None, self.file.size}:
+            self._refuse_length(answer)
+        self._check_version(answer)
+        if start:
+            raise StartOver("ignores ranges", ranged=False)
+        return self.file.size
 
     def _check_version(self, answer: Response) -> None:
         """Where ranges are put together, all must be of one version; without a digest this is the proof."""
@@ -129,13 +133,18 @@ class Source:
             if self._etag != etag:
                 raise StartOver("changes while it is fetched", ranged=True)
 
-    def _check_range(self, answer: Response, start: int) -> None:
-        given = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", answer.header("Content-Range") or "")
+    def _check_range(self, answer: Response, start: int) -> int:
+        number = r"([0-9]{1,19})"
+        form = rf"bytes {number}-{number}/([0-9]{{1,19}}|\*)"
+        given = re.fullmatch(form, answer.header("Content-Range") or "")
         if given is None or int(given[1]) != start or given[3] not in {"*", str(self.file.size)}:
             raise StartOver("answers with another range than asked for", ranged=False)
         count = int(given[2]) + 1 - start
         if answer.length not in {None, count}:
             raise BadResponse(f"{self.file.url} sends {answer.length} bytes as a range of {count}")
+        if count < min(LEAST, self.file.size - start):
+            raise TryAgain(BadResponse(f"{self.file.url} gives only {max(count, 0)} bytes at a time"), None)
+        return min(start + count, self.file.size)
 
     def _refuse_length(self, answer: Response) -> None:
         """Say what is wrong with an answer of another length: perhaps it is a page, not the file."""
