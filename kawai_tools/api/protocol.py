@@ -7,6 +7,7 @@ kernel reset it, and clients that are still sending then lose the answer.
 """
 
 import asyncio
+import contextlib
 import logging
 import sys
 from collections.abc import Callable
@@ -117,5 +118,6 @@ class Protocol(H11Protocol):
         ):
             self.transport.write(self.conn.send(event) or b"")
         if self.transport.can_write_eof():
-            self.transport.write_eof()
+            with contextlib.suppress(OSError):  # it has gone already
+                self.transport.write_eof()
         self.loop.call_later(LINGER, self.transport.close)

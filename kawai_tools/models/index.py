@@ -67,7 +67,7 @@ class Index:
 
         def read(db: sqlite3.Connection) -> list[tuple[str, ModelRow]]:
             found = db.execute("SELECT lock, row FROM shown ORDER BY key").fetchall()
-            rows = msgspec.json.decode(_joined([row for _, row in found]), type=list[ModelRow])
+            rows = _decoded([row for _, row in found], list[ModelRow])
             return [(lock, row) for (lock, _), row in zip(found, rows, strict=True)]
 
         return self._use(read)
@@ -193,15 +193,18 @@ def _blobs(db: sqlite3.Connection, query: str, values: Sequence[str] = ()) -> li
 
 
 def _entries(blobs: Sequence[bytes]) -> list[Entry]:
-    return msgspec.json.decode(_joined(blobs), type=list[Entry]) if blobs else []
+    return _decoded(blobs, list[Entry]) if blobs else []
 
 
-def _joined(blobs: Sequence[bytes]) -> bytes:
-    """JSON values as one list. Raises ``DecodeError`` for what is no blob, and so not written by us."""
+def _decoded(blobs: Sequence[bytes], kind: type[list[T]]) -> list[T]:
+    """JSON values, decoded at once. Raises ``DecodeError`` for what was not written by us."""
     try:
-        return b"[" + b",".join(blobs) + b"]"
+        found = msgspec.json.decode(b"[" + b",".join(blobs) + b"]", type=kind)
     except TypeError as error:
         raise msgspec.DecodeError("an entry is no blob") from error
+    if len(found) != len(blobs):
+        raise msgspec.DecodeError("an entry is no single value")
+    return found
 
 
 def _says_damaged(error: Exception) -> bool:
