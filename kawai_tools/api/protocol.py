@@ -111,12 +111,9 @@ class Protocol(H11Protocol):
             ("content-length", str(len(body))),
             ("connection", "close"),
         ]
-        for event in (
-            h11.Response(status_code=error.status, headers=headers, reason=b""),
-            h11.Data(data=body),
-            h11.EndOfMessage(),
-        ):
-            self.transport.write(self.conn.send(event) or b"")
+        answer = h11.Response(status_code=error.status, headers=headers, reason=b"")
+        events = (answer, h11.Data(data=body), h11.EndOfMessage())
+        self.transport.write(b"".join(self.conn.send(event) or b"" for event in events))
         if self.transport.can_write_eof():
             with contextlib.suppress(OSError):  # it has gone already
                 self.transport.write_eof()
