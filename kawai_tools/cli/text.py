@@ -139,19 +139,22 @@ def clipped(text: str, width: int) -> str:
 def table(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int | None) -> str:
     """Rows under titles, in columns two spaces apart, made to fit ``width`` (``None``: as wide as it is)."""
     cells = [_safe_all(column) for column in zip([each.title for each in columns], *rows, strict=True)]
-    plain = all("".join(column).isascii() for column in cells)
-    widths = [max(map(len if plain else shown_width, column)) for column in cells]
+    if width is None and all("".join(column).isascii() for column in cells):
+        return _plain_table(columns, cells)
+    widths = [max(map(shown_width, column)) for column in cells]
     if width is not None:
         _fit(columns, cells, widths, width)
-        plain = plain and all("".join(column).isascii() for column in cells)  # what is left out is marked
-    if plain:  # thousands of rows in no time
-        form = "  ".join(
-            [f"%{'' if each.right else '-'}{wide}s" for each, wide in zip(columns, widths, strict=True)]
-        )
-        lines = [form % row for row in zip(*cells, strict=True)]
-    else:
-        lines = ["  ".join(row) for row in zip(*map(_padded, columns, cells, widths), strict=True)]
+    lines = map("  ".join, zip(*map(_padded, columns, cells, widths), strict=True))
     return "".join([f"{line.rstrip()}\n" for line in lines])
+
+
+def _plain_table(columns: Sequence[Column], cells: Sequence[Sequence[str]]) -> str:
+    """A table of ASCII, as wide as it is: thousands of rows in no time."""
+    widths = [max(map(len, column)) for column in cells]
+    widths[-1] = widths[-1] if columns[-1].right else 0  # nothing is behind it
+    aligned = zip(columns, widths, strict=True)
+    form = "  ".join([f"%{'' if column.right else '-'}{width}s" for column, width in aligned])
+    return "\n".join([*map(form.__mod__, zip(*cells, strict=True)), ""])
 
 
 def _safe_all(cells: Sequence[str]) -> Sequence[str]:

@@ -67,8 +67,8 @@ class Index:
 
         def read(db: sqlite3.Connection) -> list[tuple[str, ModelRow]]:
             found = db.execute("SELECT lock, row FROM shown ORDER BY key").fetchall()
-            rows = _decoded([row for _, row in found], list[ModelRow])
-            return [(lock, row) for (lock, _), row in zip(found, rows, strict=True)]
+            locks, rows = zip(*found, strict=True) if found else ((), ())
+            return list(zip(locks, _decoded(rows, list[ModelRow]) if rows else [], strict=True))
 
         return self._use(read)
 

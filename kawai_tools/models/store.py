@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 
 import msgspec
 
@@ -49,9 +50,12 @@ class Store:
     def rows(self) -> list[ModelRow]:
         """Every model whose files are there, sorted by id."""
         self.recover()
-        store, rows = f"{self.layout.store}/", []
-        for lock, row in self.index.rows():
-            used = _last_used(store + lock)
+        store, stat, rows = f"{self.layout.store}/", os.stat, []
+        for lock, row in self.index.rows():  # thousands in no time
+            try:
+                used = _moment(stat(store + lock))
+            except OSError:
+                used = None
             rows.append(row if used is None else msgspec.structs.replace(row, last_used=used))
         return rows
 
@@ -221,13 +225,16 @@ class Store:
         remove_model(self.layout, self.index, entry.record)
 
 
-def _last_used(lock: str | os.PathLike[str]) -> datetime | None:
+def _last_used(lock: Path) -> datetime | None:
     """When the model with this lock file was last used; ``None`` for never."""
     try:
-        seconds = int(os.stat(lock).st_mtime)  # noqa: PTH116 - lists look at thousands
+        return _moment(lock.stat())
     except OSError:
         return None
-    return datetime.fromtimestamp(seconds, UTC) if seconds else None
+
+
+def _moment(stat: os.stat_result) -> datetime | None:
+    return datetime.fromtimestamp(int(stat.st_mtime), UTC) if stat.st_mtime else None
 
 
 def _await(lock: Lock) -> None:
