@@ -588,6 +588,7 @@ def test_a_home_that_cannot_be_is_named(
     assert occupied.read_text() == "mine"
 
 
+@pytest.mark.skipif(shutil.which("prlimit") is None, reason="prlimit (util-linux) is not here")
 @pytest.mark.parametrize("limit", [12, 14, 16, 18, 20, 24])
 def test_too_few_descriptors_are_no_bug_and_leave_no_damage(limit: int, hub: LocalHub, cli: Program) -> None:
     data = tiny_gguf()
@@ -601,6 +602,7 @@ def test_too_few_descriptors_are_no_bug_and_leave_no_damage(limit: int, hub: Loc
     assert final_files(store_of(cli)) == {"o/r/m.gguf": sha256(data)}
 
 
+@pytest.mark.skipif(shutil.which("prlimit") is None, reason="prlimit (util-linux) is not here")
 def test_a_daemon_without_free_descriptors_answers_again_once_there_are_some(cli: Program) -> None:
     with serving(cli) as daemon:
         assert daemon.ask("GET", "/healthz").status == 200
@@ -614,6 +616,7 @@ def test_a_daemon_without_free_descriptors_answers_again_once_there_are_some(cli
         assert daemon.ask("GET", "/v1/models").status == 200
 
 
+@pytest.mark.skipif(shutil.which("prlimit") is None, reason="prlimit (util-linux) is not here")
 def test_a_file_larger_than_this_user_may_write_is_refused_and_can_be_pulled_later(
     hub: LocalHub, cli: Program
 ) -> None:
