@@ -9,6 +9,7 @@ import os
 from collections import defaultdict
 from collections.abc import Collection, Iterator
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Literal
 
 import msgspec
@@ -127,13 +128,20 @@ class _Changes:
             entry = self._read(path)
             if entry is not None:
                 yield path, self._take(entry)
-        for path in self._restorable():
-            entry = self.known[path]
-            write_record(self.layout, entry.record)
-            yield path, self._take(entry_of(self.layout, entry.record))
-        for record in self._adopt():
-            write_record(self.layout, record)
-            yield record.path, self._take(entry_of(self.layout, record))
+        restored = [self.known[path].record for path in self._restorable()]
+        for record in chain(restored, self._adopt()):  # only what is not restored is adopted
+            entry = self._record_anew(record)
+            if entry is not None:
+                yield record.path, self._take(entry)
+
+    def _record_anew(self, record: Record) -> Entry | None:
+        """Record a model; not one whose files somebody takes away just now."""
+        write_record(self.layout, record)
+        try:
+            return entry_of(self.layout, record)
+        except (Integrity, FileNotFoundError):
+            self.layout.provenance(record.path).unlink(missing_ok=True)
+            return None
 
     def _order(self, path: str) -> tuple[bool, str]:
         """Path order; but what had its id before keeps it."""

@@ -222,7 +222,8 @@ class Store:
                 raise
             return
         self.require_mounted()
-        remove_model(self.layout, self.index, entry.record)
+        with self._scanning():  # what is looked at meanwhile would be found half removed
+            remove_model(self.layout, self.index, entry.record)
 
 
 def _last_used(lock: Path) -> datetime | None:
