@@ -36,6 +36,10 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Base of what a row takes: path parameters, query parameters and body keys are its fields."""
 
 
+class NoRequest(Request, frozen=True):
+    """What a row takes that takes nothing."""
+
+
 class Payload(msgspec.Struct, frozen=True):
     """A row that answers with one JSON value of this type."""
 

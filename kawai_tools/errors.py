@@ -29,6 +29,8 @@ An error knows its stable ``code``, its ``message`` (what happened to what), an 
     │   ├── RevisionNotFound
     │   ├── FileNotOnHub
     │   ├── QuantizationNotFound
+    │   ├── VersionNotFound
+    │   ├── BuildNotFound
     │   └── RouteNotFound
     ├── NotAllowed          known, and refused
     │   ├── ForeignOrigin
@@ -54,6 +56,10 @@ An error knows its stable ``code``, its ``message`` (what happened to what), an 
     │   ├── MalformedGguf
     │   ├── NotAModel
     │   ├── IncompleteModel
+    │   ├── UnsafeArchive
+    │   ├── BrokenArchive
+    │   ├── NoDigest
+    │   ├── ProbeFailed
     │   └── BrokenState
     ├── NoSpace             the disk would not hold it
     ├── Unavailable         not now
@@ -68,94 +74,18 @@ An error knows its stable ``code``, its ``message`` (what happened to what), an 
         └── RemoteFault
 """
 
-import re
-from enum import StrEnum
-from typing import ClassVar, NamedTuple
-
-import msgspec
-
-
-class ErrorType(StrEnum):
-    """The nine kinds of failure; the second word of every error."""
-
-    INVALID_REQUEST = "invalid_request"
-    NOT_FOUND = "not_found"
-    NOT_ALLOWED = "not_allowed"
-    CONFLICT = "conflict"
-    UPSTREAM = "upstream"
-    INTEGRITY = "integrity"
-    NO_SPACE = "no_space"
-    UNAVAILABLE = "unavailable"
-    INTERNAL = "internal"
-
-
-class Outcome(NamedTuple):
-    """How one type of error leaves kawai: the process's exit code and the HTTP statuses it may use."""
-
-    exit_code: int
-    statuses: tuple[int, ...]
-
-
-OUTCOMES: dict[ErrorType, Outcome] = {
-    ErrorType.INVALID_REQUEST: Outcome(2, (400, 405, 408, 413, 414, 415, 421, 431)),
-    ErrorType.NOT_FOUND: Outcome(3, (404,)),
-    ErrorType.NOT_ALLOWED: Outcome(4, (401, 403)),
-    ErrorType.CONFLICT: Outcome(5, (409, 412)),
-    ErrorType.UPSTREAM: Outcome(6, (502, 504)),
-    ErrorType.INTEGRITY: Outcome(7, (422,)),
-    ErrorType.NO_SPACE: Outcome(8, (507,)),
-    ErrorType.UNAVAILABLE: Outcome(9, (503, 429)),
-    ErrorType.INTERNAL: Outcome(70, (500,)),
-}
-"""The one table from a type of error to exit code and statuses (the first is the usual one)."""
-
-EXIT_FAILURE = 1
-EXIT_INTERRUPTED = 130
-
-
-class ErrorInfo(msgspec.Struct, frozen=True):
-    """An error as it is shown to programs, over HTTP, in ``--json`` and inside a ``failed`` event."""
-
-    code: str
-    type: ErrorType
-    message: str
-    hint: str | None
-
-
-class ErrorBody(msgspec.Struct, frozen=True):
-    """The whole body of an error answer."""
-
-    error: ErrorInfo
-
-
-class KawaiError(Exception):
-    """Base of all that kawai refuses or fails at."""
-
-    code: ClassVar[str] = "error"
-    type: ClassVar[ErrorType] = ErrorType.INTERNAL
-    status: ClassVar[int] = 500
-
-    def __init_subclass__(cls, *, code: str | None = None, status: int | None = None) -> None:
-        """Name the code after the class unless it is given; inherit the status unless it is given."""
-        cls.code = code or re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
-        cls.status = status or cls.status
-
-    def __init__(self, message: str, hint: str | None = None) -> None:
-        """Say what happened to what, and what to do about it."""
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
-        self.reported: ErrorInfo | None = None
-
-    @property
-    def exit_code(self) -> int:
-        """The exit code of a process that ends with this error."""
-        return OUTCOMES[self.type].exit_code
-
-    @property
-    def info(self) -> ErrorInfo:
-        """The error as programs see it."""
-        return self.reported or ErrorInfo(self.code, self.type, self.message, self.hint)
+from kawai_tools.failure import (
+    EXIT_FAILURE as EXIT_FAILURE,
+)
+from kawai_tools.failure import (
+    EXIT_INTERRUPTED as EXIT_INTERRUPTED,
+)
+from kawai_tools.failure import OUTCOMES as OUTCOMES
+from kawai_tools.failure import UNDECODABLE as UNDECODABLE
+from kawai_tools.failure import ErrorBody as ErrorBody
+from kawai_tools.failure import ErrorInfo as ErrorInfo
+from kawai_tools.failure import ErrorType as ErrorType
+from kawai_tools.failure import KawaiError as KawaiError
 
 
 class InvalidRequest(KawaiError):
@@ -252,6 +182,14 @@ class QuantizationNotFound(NotFound):
     """The repository lacks this quantization."""
 
 
+class VersionNotFound(NotFound):
+    """No such version of llama.cpp is offered, or installed."""
+
+
+class BuildNotFound(NotFound):
+    """A version without a build for this platform."""
+
+
 class RouteNotFound(NotFound):
     """No such path."""
 
@@ -331,6 +269,9 @@ class UpstreamTimeout(Upstream, status=504):
 class RateLimited(Upstream):
     """429, and waiting did not help."""
 
+    lasting: bool = False
+    """Whether it is known to last longer than anybody waits."""
+
 
 class BadRedirect(Upstream):
     """A redirect that loops, leaves http(s) or is refused."""
@@ -365,6 +306,22 @@ class NotAModel(Integrity):
 
 class IncompleteModel(Integrity):
     """A set of shards or files with one missing."""
+
+
+class UnsafeArchive(Integrity):
+    """An archive with a member that could reach outside, or that is more than any build needs."""
+
+
+class BrokenArchive(Integrity):
+    """An archive that is cut short, damaged, or not the kind that a build comes in."""
+
+
+class NoDigest(Integrity):
+    """A release whose asset has no digest to hold it to."""
+
+
+class ProbeFailed(Integrity):
+    """A build that does not start or does not work on this machine."""
 
 
 class BrokenState(Integrity):

@@ -76,6 +76,22 @@ class ModelPullEvent(PullEvent, frozen=True, kw_only=True):
     downloaded: bool
 
 
+class LibsPullEvent(PullEvent, frozen=True, kw_only=True):
+    """One step of the pull of a build; ``current`` is the version that is active.
+
+    ``reason`` says why this processor, ``channel`` is ``None`` where the version was named.
+    """
+
+    arch: str
+    os: str
+    processor: str
+    reason: str
+    version: str
+    channel: str | None
+    latest: str | None
+    current: str | None
+
+
 class FileCheck(msgspec.Struct, frozen=True):
     """One verified file: ``expected`` is ``None`` where no digest was known beforehand."""
 

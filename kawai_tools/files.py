@@ -98,11 +98,16 @@ def move_into_place(source: Path, target: Path) -> None:
 
 
 def read_if_there(path: Path) -> bytes | None:
-    """The file's content, or ``None`` where there is no such file."""
+    """The file's content, or ``None`` where there is no such file. Raises ``HomeNotWritable``."""
     try:
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except (IsADirectoryError, PermissionError) as error:
+        raise HomeNotWritable(
+            f"cannot read {path}: {error.strerror}",
+            "make it a file that can be read, or name another directory with --home or KAWAI_HOME",
+        ) from error
 
 
 def existing_parent(path: Path) -> Path:

@@ -13,7 +13,7 @@ from urllib.parse import quote, urlencode, urlsplit
 import msgspec
 
 from kawai_tools.contract import Nothing, Operation, Request, Stream
-from kawai_tools.errors import ErrorBody, KawaiError, NoServer, RemoteFault, from_info
+from kawai_tools.errors import UNDECODABLE, ErrorBody, KawaiError, NoServer, RemoteFault, from_info
 from kawai_tools.events import FINAL, Event
 from kawai_tools.files import Lock, read_if_there
 
@@ -52,7 +52,7 @@ def find_daemon(state_dir: Path) -> Daemon | None:
         return None
     try:
         daemon = msgspec.json.decode(data, type=Daemon)
-    except msgspec.DecodeError:
+    except UNDECODABLE:
         return None
     return daemon if _exists(daemon.pid) and _is_held(serve_lock(state_dir)) else None
 
@@ -140,14 +140,14 @@ def _result(row: Operation[R], connection: "HTTPConnection", response: "HTTPResp
 def _decode(data: bytes, kind: Any) -> object:  # noqa: ANN401 - whatever the row declares
     try:
         return msgspec.json.decode(data, type=kind)
-    except msgspec.DecodeError as error:
+    except UNDECODABLE as error:
         raise RemoteFault(f"the kawai server answered something else than was asked: {error}") from error
 
 
 def _reported(status: int, data: bytes) -> KawaiError:
     try:
         return from_info(msgspec.json.decode(data, type=ErrorBody).error)
-    except msgspec.DecodeError:
+    except UNDECODABLE:
         return RemoteFault(f"the kawai server answered {status} without saying why")
 
 
@@ -189,7 +189,7 @@ class RemoteFeed:
         for kind in self._kinds:
             try:
                 return msgspec.json.decode(data, type=kind)
-            except msgspec.DecodeError:
+            except UNDECODABLE:
                 continue
         raise RemoteFault("the kawai server sent an event that is none")
 

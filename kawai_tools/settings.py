@@ -197,6 +197,27 @@ class Settings:
         default=(),
         kinds=(list, str),
     )
+    channel: str = _key(
+        "KAWAI_CHANNEL",
+        "llama.cpp builds that are followed: nightly, stable",
+        _parse_text,
+        default="nightly",
+    )
+    processor: str | None = _key(
+        "KAWAI_PROCESSOR", "what computes: cpu, cuda, rocm, vulkan, metal, sycl, openvino", _parse_text
+    )
+    arch: str | None = _key("KAWAI_ARCH", "architecture of builds: amd64, arm64, s390x", _parse_text)
+    os: str | None = _key("KAWAI_OS", "system of builds: linux, darwin, windows", _parse_text)
+    libs_api: str = _key(
+        "KAWAI_LIBS_API", "address of the release server's API", _parse_url, default="https://api.github.com"
+    )
+    github_token: str | None = _key(
+        "KAWAI_GITHUB_TOKEN GITHUB_TOKEN",
+        "token that lifts the release server's rate limit",
+        _parse_text,
+        secret=True,
+        in_file=False,
+    )
     ssl_cert_file: Path | None = _key(
         "KAWAI_SSL_CERT_FILE SSL_CERT_FILE", "certificates to trust instead of the system's", _parse_path
     )

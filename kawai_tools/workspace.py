@@ -9,30 +9,53 @@ from typing import TYPE_CHECKING
 from kawai_tools.settings import Settings
 
 if TYPE_CHECKING:
+    from kawai_tools.doctor import Doctor
+    from kawai_tools.libs.builds import Wish
+    from kawai_tools.libs.bundles import Bundles
+    from kawai_tools.libs.newest import Found, Newest
+    from kawai_tools.libs.planning import LibsPlanner
+    from kawai_tools.libs.platforms import Machine, System
+    from kawai_tools.libs.pulling import LibsPuller
+    from kawai_tools.libs.release import Answers, Channel
     from kawai_tools.models.layout import Layout
     from kawai_tools.models.planning import Planner
     from kawai_tools.models.pulling import Puller
     from kawai_tools.models.store import Store
+    from kawai_tools.transfer.egress import Origin
+    from kawai_tools.transfer.fetching import Pace
     from kawai_tools.transfer.hub import Hub
     from kawai_tools.transfer.outbound import Outbound
     from kawai_tools.transfer.pulls import Pulls
     from kawai_tools.transfer.wire import Timeouts
 
 
+PUBLIC_HOSTS = frozenset(
+    {"huggingface.co", "hf.co", "cdn-lfs.huggingface.co", "api.github.com", "github.com"}
+)
+"""Where a server fetches from without being told: the public hub, and where llama.cpp is released."""
+
+
 class Workspace:
     """The nouns of one home, made when first used.
 
     ``serves`` says whose authority is acted with: a server may fetch from configured hosts only, the
-    command line from wherever its user says. ``timeouts`` are those of the network.
+    command line from wherever its user says. ``timeouts`` are those of the network,
+    ``system`` the machine that is looked at.
     """
 
     def __init__(
-        self, settings: Settings, *, serves: bool = False, timeouts: "Timeouts | None" = None
+        self,
+        settings: Settings,
+        *,
+        serves: bool = False,
+        timeouts: "Timeouts | None" = None,
+        system: "System | None" = None,
     ) -> None:
         """Nothing is opened yet."""
         self.settings = settings
         self.serves = serves
         self._timeouts = timeouts
+        self._system = system
 
     @cached_property
     def pulls(self) -> "Pulls":
@@ -57,23 +80,35 @@ class Workspace:
 
     @cached_property
     def outbound(self) -> "Outbound":
-        """The way out, with the egress policy of who serves."""
+        """The way out to hubs, with the hub's token."""
+        from kawai_tools.transfer.hub import hub_credentials
+
+        return self._way_out(hub_credentials(self.settings))
+
+    @cached_property
+    def libs_outbound(self) -> "Outbound":
+        """The way out to release servers, with their token: a mirror may be both on one address."""
+        from kawai_tools.libs.releases import release_credentials
+
+        return self._way_out(release_credentials(self.settings))
+
+    def _way_out(self, credentials: "dict[Origin, str]") -> "Outbound":
+        """A way out, with the egress policy of who serves."""
         from urllib.parse import urlsplit
 
         from kawai_tools import __version__
         from kawai_tools.transfer.egress import Egress
-        from kawai_tools.transfer.hub import hub_credentials
         from kawai_tools.transfer.outbound import Outbound, Route
 
         settings = self.settings
-        hub = urlsplit(settings.hub_endpoint).hostname or ""
-        public = frozenset({"huggingface.co", "hf.co", "cdn-lfs.huggingface.co", *settings.pull_hosts})
-        moved = settings.source("hub_endpoint") != "default"
+        named = {"hub_endpoint": settings.hub_endpoint, "libs_api": settings.libs_api}
+        hosts = {key: urlsplit(url).hostname or "" for key, url in named.items()}
+        moved = {host for key, host in hosts.items() if settings.source(key) != "default"}
         proxies = {"http": settings.http_proxy, "https": settings.https_proxy}
         return Outbound(
             Egress(
-                hosts=public | {hub} if self.serves else None,
-                trusted=frozenset({hub}) if moved else frozenset(),
+                hosts=PUBLIC_HOSTS.union(hosts.values(), settings.pull_hosts) if self.serves else None,
+                trusted=frozenset(moved),
                 offline=settings.offline,
             ),
             agent=f"kawai/{__version__}",
@@ -82,7 +117,7 @@ class Workspace:
                 settings.no_proxy,
                 settings.ssl_cert_file,
             ),
-            credentials=hub_credentials(settings),
+            credentials=credentials,
             timeouts=self._timeouts,
         )
 
@@ -105,18 +140,77 @@ class Workspace:
         """Carries out plans of models."""
         from kawai_tools.models.pulling import Puller
 
-        return Puller(
-            self.models,
-            self.hub,
-            connections=self.settings.connections,
-            limit_rate=self.settings.limit_rate,
-        )
+        return Puller(self.models, self.hub, self._pace)
+
+    @property
+    def _pace(self) -> "Pace":
+        from kawai_tools.transfer.fetching import Pace
+
+        return Pace(self.settings.connections, self.settings.limit_rate)
+
+    @cached_property
+    def machine(self) -> "Machine":
+        """The machine that this runs on, looked at once."""
+        from kawai_tools.libs.platforms import look
+
+        return look(self._system)
+
+    @cached_property
+    def bundles(self) -> "Bundles":
+        """The installed builds of llama.cpp."""
+        from kawai_tools.libs.bundles import Bundles
+        from kawai_tools.libs.layout import LibsLayout
+
+        return Bundles(LibsLayout(self.settings.data_dir), lambda: self.machine)
+
+    @cached_property
+    def libs_planner(self) -> "LibsPlanner":
+        """Plans pulls of builds."""
+        from kawai_tools.libs.planning import LibsPlanner
+        from kawai_tools.libs.releases import Releases
+        from kawai_tools.transfer.asking import Asker
+
+        return LibsPlanner(self.bundles, Releases(Asker(self.libs_outbound), self._answers), self.machine)
+
+    @cached_property
+    def _answers(self) -> "Answers":
+        from kawai_tools.libs.release import Answers
+
+        return Answers(self.settings.libs_api, self.bundles.layout.releases)
+
+    @cached_property
+    def newest(self) -> "Newest":
+        """What to tell of the newest build."""
+        from kawai_tools.libs.newest import Newest
+
+        def ask(channel: "Channel", wish: "Wish", seconds: float) -> "Found":
+            return self.libs_planner.newest(channel, wish, seconds)
+
+        return Newest(self.machine, self._answers, ask)
+
+    @cached_property
+    def libs_puller(self) -> "LibsPuller":
+        """Carries out plans of builds."""
+        from kawai_tools.libs.pulling import LibsPuller
+
+        return LibsPuller(self.bundles, self.libs_outbound, self.machine, self._pace)
+
+    @cached_property
+    def doctor(self) -> "Doctor":
+        """Looks at everything."""
+        from kawai_tools.doctor import Doctor
+        from kawai_tools.libs.bundles import Bundles
+
+        ways = {"hub": lambda: self.outbound, "release server": lambda: self.libs_outbound}
+        looked_at = Bundles(self.bundles.layout, lambda: self.machine, recovers=False)
+        return Doctor(self.settings, self.machine, self.models, looked_at, ways)
 
     def warm(self) -> None:
         """Make every noun now, before threads could each make their own."""
-        _ = self.pulls, self.models, self.planner, self.puller
+        _ = self.pulls, self.models, self.planner, self.puller, self.libs_planner, self.libs_puller
 
     def close(self) -> None:
         """Let go of idle connections."""
-        if "outbound" in vars(self):
-            self.outbound.close()
+        for name in ("outbound", "libs_outbound"):
+            if name in vars(self):
+                getattr(self, name).close()

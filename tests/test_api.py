@@ -26,9 +26,10 @@ from kawai_tools import __version__
 from kawai_tools.api.app import build_app
 from kawai_tools.api.health import ALIVE, READY
 from kawai_tools.api.server import Server, listen
-from kawai_tools.contract import Level, Nothing, Operation, Stream
+from kawai_tools.contract import Level, NoRequest, Nothing, Operation, Stream
 from kawai_tools.events import FINAL, ModelPullEvent, Progress, Status, VerifyEvent
-from kawai_tools.operations import OPERATIONS, NoRequest, PullRow
+from kawai_tools.operations.pulls import PullRow
+from kawai_tools.operations.table import OPERATIONS
 from kawai_tools.remote import serve_file
 from kawai_tools.transfer.pulls import Feed, Job, Pull
 from kawai_tools.workspace import Workspace

@@ -21,10 +21,11 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from kawai_tools.contract import NoRequest
 from kawai_tools.errors import KawaiError, NotAModel, tree
 from kawai_tools.events import ModelPullEvent
 from kawai_tools.models.model import ModelList, PlanPayload
-from kawai_tools.operations import MODELS_LIST, MODELS_PULL, NoRequest, PullRequest
+from kawai_tools.operations.models import MODELS_LIST, MODELS_PULL, PullRequest
 from kawai_tools.transfer.patience import LONGEST_WAIT, Patience
 from kawai_tools.transfer.pulls import Pull
 from kawai_tools.transfer.ranges import BLOCK

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from kawai_tools.errors import OUTCOMES, ErrorType
+from kawai_tools.transfer.asking import Asker
 from kawai_tools.transfer.hub import Hub
 from tests.hub import Fault, LocalHub
 from tests.program import ESCAPES, Daemon, Ended, Program, Reply, serving
@@ -518,7 +519,8 @@ def test_a_429_is_waited_out_but_not_for_a_day(workspaces: Workspaces, hub: Loca
     hub.misbehave(Fault.status(429, {"Retry-After": "86400"}, times=2, method="HEAD"))
     workspace = workspaces()
     waits: list[float] = []
-    vars(workspace)["hub"] = Hub(workspace.outbound, hub.endpoint, pause=waits.append)
+    asker = Asker(workspace.outbound, pause=waits.append)
+    vars(workspace)["hub"] = Hub(workspace.outbound, hub.endpoint, asker)
     assert pull(workspace, hub.url("me/only", "only.gguf"))[-1].status == "downloaded"
     assert len(waits) == 2
     assert all(1 <= wait <= 10 for wait in waits)

@@ -32,6 +32,12 @@ GIVEN: dict[str, tuple[str, object]] = {
     "http_proxy": (f"http://me:{SECRET}@proxy.example.org:3128", MASK),
     "https_proxy": (f"me:{SECRET}@proxy.example.org:3128", MASK),
     "no_proxy": ("localhost,.example.org", ["localhost", ".example.org"]),
+    "channel": ("stable", "stable"),
+    "processor": ("vulkan", "vulkan"),
+    "arch": ("arm64", "arm64"),
+    "os": ("darwin", "darwin"),
+    "libs_api": ("https://releases.example.org/api/", "https://releases.example.org/api"),
+    "github_token": (SECRET, MASK),
     "ssl_cert_file": ("{home}/ca.pem", "{home}/ca.pem"),
 }
 """What is put into a setting's variable, and what is shown of it."""
@@ -102,6 +108,11 @@ IN_FILE = {
     "http_proxy": '"http://file.example.org:1"',
     "https_proxy": '"http://file.example.org:1"',
     "no_proxy": '["localhost"]',
+    "channel": '"stable"',
+    "processor": '"cpu"',
+    "arch": '"amd64"',
+    "os": '"linux"',
+    "libs_api": '"https://releases.example.org"',
     "ssl_cert_file": '"/file/ca.pem"',
 }
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from kawai_tools.events import ModelPullEvent
-from kawai_tools.operations import MODELS_PULL, PullRequest
+from kawai_tools.operations.models import MODELS_PULL, PullRequest
 from kawai_tools.settings import Settings, Source
 from kawai_tools.transfer.pulls import Pull
 from kawai_tools.transfer.wire import Timeouts

@@ -22,7 +22,7 @@ from kawai_tools.api.health import ALIVE, READY, Health, check_ready
 from kawai_tools.api.sse import HEARTBEAT, Streams, last_event_id
 from kawai_tools.contract import Operation, Stream
 from kawai_tools.errors import InvalidBody, MethodNotAllowed
-from kawai_tools.operations import OPERATIONS
+from kawai_tools.operations.table import OPERATIONS
 from kawai_tools.transfer.pulls import Feed
 from kawai_tools.workspace import Workspace
 

@@ -11,6 +11,16 @@ _PLAIN = r"[\w.+@:/,=-]+"
 """What a shell takes as it is: a name comes from strangers, and is pasted into a command line."""
 
 
+def versions(context: typer.Context, incomplete: str) -> list[str]:
+    """The installed builds whose version begins so; none where anything is amiss."""
+    found: list[str] = []
+    with contextlib.suppress(Exception):  # as below
+        found = [record.version for record in invocation(context).workspace.bundles.all()]
+    return [
+        each for each in dict.fromkeys(found) if each.startswith(incomplete) and re.fullmatch(_PLAIN, each)
+    ]
+
+
 def model_ids(context: typer.Context, incomplete: str) -> list[str]:
     """The installed models whose id begins so; none where anything is amiss."""
     found: list[str] = []

@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ import typer
 from kawai_tools.cli.invocation import Invocation
 from kawai_tools.cli.progress import Renderer, renderer
 from kawai_tools.errors import EXIT_INTERRUPTED, ErrorInfo, from_info
-from kawai_tools.events import FINAL, Event, ModelPullEvent, PullEvent, Status
+from kawai_tools.events import FINAL, Event, LibsPullEvent, ModelPullEvent, PullEvent, Status
 
 if TYPE_CHECKING:
     from kawai_tools.transfer.pulls import Feed
@@ -54,11 +54,14 @@ def stoppable() -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
-def follow(this: Invocation, feed: "Feed", stop: Stop) -> Iterator[Event]:
+def follow(
+    this: Invocation, feed: "Feed", stop: Stop, told: Callable[[Event], None] = lambda _: None
+) -> Iterator[Event]:
     """Show every event and yield the final ones; a signal cancels the work and awaits its end."""
     shown = renderer(this.output)
     try:
         for event in _until_stopped(feed, stop, shown):
+            told(event)
             shown.show(event)
             if event.status in FINAL:
                 yield event
@@ -93,10 +96,22 @@ def _await_end(feed: "Feed") -> None:
 _KEPT = "what was fetched is kept, and running the same command again goes on from there"
 
 
-def tell_end(
+def follow_pull(this: Invocation, feed: "Feed", told: Callable[[Event], None] = lambda _: None) -> Event:
+    """Follow a pull of this process to its good end, and give its last event; ``told`` sees each first.
+
+    Leaves with an exit code where it was cancelled, and raises the error of one that failed.
+    """
+    with stoppable() as stop:
+        last = None
+        for last in follow(this, feed, stop, told):  # noqa: B007 - the last one is told of
+            pass
+    return ended_well(this, last, stop.exit_code)
+
+
+def ended_well(
     this: Invocation, event: Event | None, exit_code: int = EXIT_INTERRUPTED, kept: str = _KEPT
-) -> None:
-    """Say how a pull ended; ``None`` where it did not even get to say so itself.
+) -> Event:
+    """The last event of a pull that ended well; ``None`` is one that did not even get to say how it ended.
 
     Raises the error of one that failed, and leaves with ``exit_code`` for one that was cancelled.
     """
@@ -105,10 +120,27 @@ def tell_end(
         raise typer.Exit(exit_code)
     if isinstance(event, PullEvent) and event.error is not None:
         fail(this, event.error)
+    return event
+
+
+def build_ending(event: LibsPullEvent, before: str | None = None) -> str:
+    """How the pull of a build ended; ``before`` is what was active when it began."""
+    version = event.version
+    if event.current != version:
+        return f"{version} is installed; active: {event.current or 'none'}"
+    if before == version:
+        return f"{version} is {'already ' if event.status is Status.EXISTS else ''}active"
+    return f"active: {version}" + (f" (was {before})" if before else "")
+
+
+def tell_installed(this: Invocation, event: Event) -> None:
+    """Say where a model is, or which build is active."""
     if isinstance(event, ModelPullEvent):
         path = this.workspace.layout.file(event.model_files[0]) if event.model_files else "the store"
         words = "is already here:" if event.status is Status.EXISTS else "is installed:"
         this.output.result(f"{event.id} {words} {path}")
+    elif isinstance(event, LibsPullEvent):
+        this.output.result(build_ending(event))
 
 
 def fail(this: Invocation, error: ErrorInfo) -> None:

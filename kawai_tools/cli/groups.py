@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
 LAZY = {
     "models": "Pull, list, show, verify and remove models.",
+    "libs": "Install, try, switch and roll back llama.cpp builds.",
     "pulls": "Watch or cancel the pulls of a running kawai serve.",
     "serve": "Serve the HTTP API on this machine.",
+    "doctor": "Say what works, what does not, and what to do.",
     "config": "Show the settings and where they come from.",
 }
 """The commands of the top level, each a module beside this one, with what the help says of it."""
@@ -186,9 +188,10 @@ def _show_help(context: typer.Context) -> None:
 
 
 HELP = """
-Manage GGUF models for llama.cpp on your own machine.
+Manage llama.cpp builds and GGUF models on your own machine.
 
 \b
+kawai libs pull
 kawai models pull unsloth/Qwen3-0.6B-GGUF:Q8_0
 kawai models list
 """

@@ -56,6 +56,12 @@ class Invocation:
 
         return Workspace(self.settings)
 
+    def keep_log(self) -> None:
+        """Send what the core logs to its file: only work that runs in threads logs."""
+        from kawai_tools.cli import logs  # noqa: PLC0415
+
+        logs.configure(self.settings.state_dir, verbose=self.output.verbose)
+
 
 def invocation(context: typer.Context) -> Invocation:
     """The run that a command belongs to."""

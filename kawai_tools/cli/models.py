@@ -7,7 +7,7 @@ import typer
 from kawai_tools.cli import showing
 from kawai_tools.cli.completion import model_ids
 from kawai_tools.cli.groups import LAZY, KawaiCommand, group
-from kawai_tools.cli.invocation import Invocation, invocation
+from kawai_tools.cli.invocation import invocation
 from kawai_tools.cli.running import ask, run, run_or_none
 from kawai_tools.errors import OUTCOMES, ErrorType, InUse, UsageError
 from kawai_tools.models.model import LoadedModel, ModelDetails, ModelList, PlanPayload
@@ -36,7 +36,8 @@ kawai models pull ggml-org/gemma-3-4b-it-GGUF --proj none --dry-run
 @app.command("list", cls=KawaiCommand)
 def list_(context: typer.Context) -> None:
     """List the installed models."""
-    from kawai_tools.operations import MODELS_LIST, NoRequest  # noqa: PLC0415 - help needs none
+    from kawai_tools.contract import NoRequest  # noqa: PLC0415 - help needs none
+    from kawai_tools.operations.models import MODELS_LIST  # noqa: PLC0415 - help needs none
 
     this = invocation(context)
     models = cast("ModelList", run(this, MODELS_LIST, NoRequest()))
@@ -55,7 +56,7 @@ def show(
     ] = False,
 ) -> None:
     """Show what is known of an installed model."""
-    from kawai_tools.operations import MODELS_SHOW, ModelRequest  # noqa: PLC0415
+    from kawai_tools.operations.models import MODELS_SHOW, ModelRequest  # noqa: PLC0415
 
     this = invocation(context)
     details = cast("ModelDetails", run(this, MODELS_SHOW, ModelRequest(model)))
@@ -92,7 +93,7 @@ def pull(  # noqa: PLR0913, PLR0917 - one parameter for each thing that can be t
     ] = None,
 ) -> None:
     """Pull a model from a hub or an address. What was begun before is gone on with."""
-    from kawai_tools.operations import MODELS_PULL, PullRequest  # noqa: PLC0415
+    from kawai_tools.operations.models import MODELS_PULL, PullRequest  # noqa: PLC0415
 
     this = invocation(context)
     request = PullRequest(
@@ -103,12 +104,14 @@ def pull(  # noqa: PLR0913, PLR0917 - one parameter for each thing that can be t
         limit_rate=limit_rate,
         connections=connections,
     )
-    _log(this)
+    this.keep_log()
     answer = run(this, MODELS_PULL, request)
     if isinstance(answer, PlanPayload):
         this.output.payload(answer, lambda plan: showing.plan(this.output, plan))
     else:
-        _follow_pull(this, cast("Feed", answer))
+        from kawai_tools.cli.following import follow_pull, tell_installed  # noqa: PLC0415
+
+        tell_installed(this, follow_pull(this, cast("Feed", answer)))
 
 
 def _projection(positional: str | None, option: str | None) -> str | None:
@@ -117,26 +120,11 @@ def _projection(positional: str | None, option: str | None) -> str | None:
     return option if positional is None else positional
 
 
-def _log(this: Invocation) -> None:
-    from kawai_tools.cli import logs  # noqa: PLC0415 - only work that runs in threads logs
-
-    logs.configure(this.settings.state_dir, verbose=this.output.verbose)
-
-
-def _follow_pull(this: Invocation, feed: "Feed") -> None:
-    from kawai_tools.cli import following  # noqa: PLC0415
-
-    with following.stoppable() as stop:
-        last = None
-        for last in following.follow(this, feed, stop):  # noqa: B007 - the last one is told of
-            pass
-    following.tell_end(this, last, stop.exit_code)
-
-
 @app.command(cls=KawaiCommand)
 def ps(context: typer.Context) -> None:
     """List the models that kawai serve has loaded."""
-    from kawai_tools.operations import MODELS_PS, NoRequest  # noqa: PLC0415
+    from kawai_tools.contract import NoRequest  # noqa: PLC0415
+    from kawai_tools.operations.models import MODELS_PS  # noqa: PLC0415
 
     this = invocation(context)
     without = "no kawai server runs on this home, so no model is loaded; kawai serve starts one"
@@ -147,7 +135,8 @@ def ps(context: typer.Context) -> None:
 @app.command(cls=KawaiCommand)
 def index(context: typer.Context) -> None:
     """Rebuild the index from what is on disk. Finds models that were put there by hand."""
-    from kawai_tools.operations import MODELS_INDEX, NoRequest  # noqa: PLC0415
+    from kawai_tools.contract import NoRequest  # noqa: PLC0415
+    from kawai_tools.operations.models import MODELS_INDEX  # noqa: PLC0415
 
     this = invocation(context)
     run(this, MODELS_INDEX, NoRequest())
@@ -161,7 +150,7 @@ def rm(
     force: Annotated[bool, typer.Option("--force", help="End what uses the model first.")] = False,
 ) -> None:
     """Remove an installed or partly pulled model. Does not ask."""
-    from kawai_tools.operations import MODELS_REMOVE, RemoveRequest  # noqa: PLC0415
+    from kawai_tools.operations.models import MODELS_REMOVE, RemoveRequest  # noqa: PLC0415
 
     this = invocation(context)
     request = RemoveRequest(model, force)
@@ -186,10 +175,10 @@ def verify(
 ) -> None:
     """Hash the files of one model, or of all, and compare. The exit code is 7 if any is not as it was."""
     from kawai_tools.cli import following  # noqa: PLC0415
-    from kawai_tools.operations import MODELS_VERIFY, VerifyRequest  # noqa: PLC0415
+    from kawai_tools.operations.models import MODELS_VERIFY, VerifyRequest  # noqa: PLC0415
 
     this = invocation(context)
-    _log(this)
+    this.keep_log()
     feed = cast("Feed", run(this, MODELS_VERIFY, VerifyRequest(model)))
     with following.stoppable() as stop:
         codes = [

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 from kawai_tools.cli import text
 from kawai_tools.cli.output import Output, coloured
-from kawai_tools.events import FINAL, Event, ModelPullEvent, PullEvent, Status, VerifyEvent
+from kawai_tools.events import FINAL, Event, LibsPullEvent, ModelPullEvent, PullEvent, Status, VerifyEvent
 
 INTERVAL = 5.0
 """Seconds between two plain lines while nothing but the numbers change."""
@@ -37,6 +37,7 @@ def step(event: Event) -> Step:
         return Step(event.id, file, event.completed, event.total, event.rate, event.eta)
     if isinstance(event, PullEvent):
         name = event.id if isinstance(event, ModelPullEvent) else event.pull
+        name = event.version if isinstance(event, LibsPullEvent) else name
         return Step(name, _base(event.file), event.completed, event.total, event.rate, event.eta)
     return Step("", None, 0, None, None, None)
 

@@ -12,7 +12,7 @@ from kawai_tools.errors import EXIT_INTERRUPTED
 from kawai_tools.events import FINAL, Event
 
 if TYPE_CHECKING:
-    from kawai_tools.operations import PullRow
+    from kawai_tools.operations.pulls import PullRow
     from kawai_tools.remote import RemoteFeed
 
 app = group(LAZY["pulls"])
@@ -23,7 +23,8 @@ PullId = Annotated[str, typer.Argument(metavar="PULL", help="A pull, as pulls li
 @app.command("list", cls=KawaiCommand)
 def list_(context: typer.Context) -> None:
     """List the pulls that run, and those of the last hour."""
-    from kawai_tools.operations import PULLS_LIST, NoRequest  # noqa: PLC0415 - help needs none
+    from kawai_tools.contract import NoRequest  # noqa: PLC0415 - help needs none
+    from kawai_tools.operations.pulls import PULLS_LIST  # noqa: PLC0415 - help needs none
 
     this = invocation(context)
     without = "no kawai server runs on this home, so it pulls nothing; kawai serve starts one"
@@ -34,8 +35,8 @@ def list_(context: typer.Context) -> None:
 @app.command(cls=KawaiCommand)
 def attach(context: typer.Context, pull: PullId) -> None:
     """Follow a pull to its end. Ctrl-C leaves it running."""
-    from kawai_tools.cli.following import tell_end  # noqa: PLC0415
-    from kawai_tools.operations import PULLS_ATTACH, PullIdRequest  # noqa: PLC0415
+    from kawai_tools.cli.following import ended_well, tell_installed  # noqa: PLC0415
+    from kawai_tools.operations.pulls import PULLS_ATTACH, PullIdRequest  # noqa: PLC0415
 
     this = invocation(context)
     try:
@@ -43,7 +44,8 @@ def attach(context: typer.Context, pull: PullId) -> None:
     except KeyboardInterrupt:
         this.output.note(f"the pull goes on; kawai pulls attach {pull} follows it again")
         raise typer.Exit(EXIT_INTERRUPTED) from None
-    tell_end(this, last, kept="what was fetched is kept, and pulling it again goes on from there")
+    kept = "what was fetched is kept, and pulling it again goes on from there"
+    tell_installed(this, ended_well(this, last, kept=kept))
 
 
 def _watch(this: Invocation, feed: "RemoteFeed") -> Event | None:
@@ -65,7 +67,7 @@ def _watch(this: Invocation, feed: "RemoteFeed") -> Event | None:
 @app.command(cls=KawaiCommand)
 def cancel(context: typer.Context, pull: PullId) -> None:
     """Cancel a pull. What was fetched is kept, and another pull of the same goes on from there."""
-    from kawai_tools.operations import PULLS_CANCEL, PullIdRequest  # noqa: PLC0415
+    from kawai_tools.operations.pulls import PULLS_CANCEL, PullIdRequest  # noqa: PLC0415
 
     this = invocation(context)
     run(this, PULLS_CANCEL, PullIdRequest(pull))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from kawai_tools.events import Event
-    from kawai_tools.operations import PullRow
+    from kawai_tools.operations.pulls import PullRow
 
 _DIGEST = 12
 _LONGEST = 200

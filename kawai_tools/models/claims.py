@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 
-from kawai_tools.errors import InUse
+from kawai_tools.errors import UNDECODABLE, InUse
 from kawai_tools.files import Lock, make_directory, read_if_there, write_atomically
 from kawai_tools.models.layout import Layout
 from kawai_tools.models.records import Record
@@ -37,7 +37,7 @@ def read_claim(partial: Path) -> Claim | None:
     """What a partial directory belongs to, if it says."""
     try:
         return msgspec.json.decode(read_if_there(partial / "claim.json") or b"", type=Claim)
-    except msgspec.DecodeError:
+    except UNDECODABLE:
         return None
 
 

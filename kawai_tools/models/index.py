@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import msgspec
 
-from kawai_tools.errors import IndexUnavailable, KawaiError
+from kawai_tools.errors import UNDECODABLE, IndexUnavailable, KawaiError
 from kawai_tools.files import full_disk, make_directory, storage_errors
 from kawai_tools.models.layout import lock_path
 from kawai_tools.models.model import ModelRow
@@ -124,13 +124,13 @@ class Index:
         with storage_errors(self.path):
             try:
                 return self._try(work)
-            except (sqlite3.Error, msgspec.DecodeError) as error:
+            except (sqlite3.Error, *UNDECODABLE) as error:
                 if not _says_damaged(error):
                     raise self._unavailable(error) from error
             self._discard()
             try:
                 return self._try(work)
-            except (sqlite3.Error, msgspec.DecodeError) as error:
+            except (sqlite3.Error, *UNDECODABLE) as error:
                 raise self._unavailable(error) from error
 
     def _try(self, work: Callable[[sqlite3.Connection], T]) -> T:

@@ -31,7 +31,8 @@ from kawai_tools.refs import (
     quantization_named,
     quantization_of,
 )
-from kawai_tools.transfer.hub import PLANNING_BUDGET, Hub, RemoteFile
+from kawai_tools.transfer.asking import BUDGET
+from kawai_tools.transfer.hub import Hub, RemoteFile
 from kawai_tools.transfer.partials import Partial
 
 NO_PROJECTION = "none"
@@ -55,7 +56,7 @@ class Planner:
         leave a choice or something else is installed there, and what :class:`Hub` raises.
         """
         source = self._parse(source_words)
-        planning = _Planning(self._store, self._hub.within(PLANNING_BUDGET), source, force=force)
+        planning = _Planning(self._store, self._hub.within(BUDGET), source, force=force)
         if proj_words is None:
             return planning.plan(None, pair=True)
         if proj_words.lower() == NO_PROJECTION:

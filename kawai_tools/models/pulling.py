@@ -2,8 +2,6 @@
 
 import errno
 import os
-import time
-from collections import deque
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,36 +18,32 @@ from kawai_tools.models.planning import is_same
 from kawai_tools.models.records import FileRecord, Record, now
 from kawai_tools.models.store import Store
 from kawai_tools.refs import PlainUrl, parse_source
-from kawai_tools.transfer.downloads import Hooks, Limiter, download
 from kawai_tools.transfer.egress import origin_of
+from kawai_tools.transfer.fetching import Fetcher, Pace, Wanted, claim_space
 from kawai_tools.transfer.hub import Hub, refusal
 from kawai_tools.transfer.partials import Partial
 from kawai_tools.transfer.pulls import Job, Pull
 from kawai_tools.transfer.responses import Response
 
 _AGAIN = "run the same command again"
-RATE_WINDOW, RATE_LEAST = 5.0, 0.3
-"""Seconds over which a rate is taken: at most, and at least for it to say something."""
 
 
 class Puller:
     """Carries out plans of models."""
 
-    def __init__(self, store: Store, hub: Hub, *, connections: int, limit_rate: int | None) -> None:
-        """``connections`` and ``limit_rate`` (bytes per second) apply where a pull says nothing else."""
+    def __init__(self, store: Store, hub: Hub, pace: Pace) -> None:
+        """``pace`` applies where a pull says nothing else."""
         self.store = store
         self.hub = hub
-        self.connections = connections
-        self.limit_rate = limit_rate
+        self.pace = pace
 
     def job(self, plan: Plan, *, connections: int | None, limit_rate: int | None) -> Job:
         """The work of a plan. Raises ``NoSpace``, ``HomeNotWritable`` or ``StoreMissing`` beforehand."""
         if not plan.exists:
             self.store.prepare()
             require_space(self.store, plan)
-        carry = _Carry(
-            self.store, self.hub, plan, connections or self.connections, limit_rate or self.limit_rate
-        )
+        pace = Pace(connections or self.pace.connections, limit_rate or self.pace.limit_rate)
+        carry = _Carry(self.store, self.hub, plan, pace)
         return Job(
             kind="model",
             target=plan.id,
@@ -73,11 +67,8 @@ def require_space(store: Store, plan: Plan) -> None:
 class _Carry:
     """One plan being carried out."""
 
-    def __init__(self, store: Store, hub: Hub, plan: Plan, connections: int, limit_rate: int | None) -> None:
-        self.store, self.hub, self.plan = store, hub, plan
-        self.connections, self.limit_rate = connections, limit_rate
-        self.finished = sum(file.size for file in plan.kept)
-        self.samples: deque[tuple[float, int]] = deque()
+    def __init__(self, store: Store, hub: Hub, plan: Plan, pace: Pace) -> None:
+        self.store, self.hub, self.plan, self.pace = store, hub, plan, pace
 
     def render(self, progress: Progress, pull: str, seq: int) -> ModelPullEvent:
         """Show where a pull stands, as the event of a model."""
@@ -146,10 +137,13 @@ class _Carry:
     def _fetch_and_install(self, pull: Pull) -> Status:
         directory = write_claim(self.store.layout, Claim(self.plan.id, self.plan.path))
         files = [self._as_it_is_now(file, directory) for file in self.plan.files]
+        here = sum(file.size for file in self.plan.kept)
+        here += sum(file.remote.size for file in files if file.installed)
+        fetcher = Fetcher(self.hub.outbound, pull, self.pace, total=self.plan.total, done=here)
         try:
-            self._claim_space(files)
-            records = [self._fetch(pull, file) for file in files]
-            self._tell(pull, Status.INSTALLING, None, 0)
+            claim_space(file.partial for file in files if not file.installed)
+            records = [file.installed or self._fetch(fetcher, file) for file in files]
+            fetcher.tell(Status.INSTALLING)
             entry = self.store.install(self._record(records), _sources(files))
             self.plan = replace(self.plan, id=entry.record.id)
         finally:
@@ -165,48 +159,19 @@ class _Carry:
         partial = Partial(directory, Path(file.path).name, file.remote)
         return replace(file, partial=partial, installed=None)
 
-    @staticmethod
-    def _claim_space(files: list[PlanFile]) -> None:
-        """Claim the blocks of the whole plan before its first byte; give them back if they are too many."""
-        missing = [file.partial for file in files if not file.installed]
-        try:
-            for partial in missing:
-                partial.take()
-        except NoSpace:
-            for partial in missing:
-                if not partial.have:
-                    partial.discard()
-            raise
-
-    def _fetch(self, pull: Pull, file: PlanFile) -> FileRecord:
-        if file.installed is not None:
-            self.finished += file.remote.size
-            return file.installed
-        self._tell(pull, Status.DOWNLOADING, file, file.partial.have)
-        limiter = Limiter(self.limit_rate, pull.pause)
-        digest = download(
-            self.hub.outbound, file.remote, file.partial, self._hooks(pull, file), limiter, self.connections
-        )
-        self._check_header(file)
-        remote = file.remote
-        self.finished += remote.size
-        return FileRecord(
-            path=file.path, size=remote.size, role=file.role, url=remote.url, etag=remote.etag, sha256=digest
-        )
-
-    def _hooks(self, pull: Pull, file: PlanFile) -> Hooks:
+    def _fetch(self, fetcher: Fetcher, file: PlanFile) -> FileRecord:
         def refuse(answer: Response) -> KawaiError:
             # what a redirect leads to is no hub: its 403 says nothing of gates and tokens
             source = PlainUrl(file.remote.url) if answer.via else parse_source(file.remote.url)
             return refusal(answer, source, has_token=origin_of(answer.url) in self.hub.outbound.credentials)
 
-        return Hooks(
-            check=lambda head: check_head(head, file),
-            progress=lambda done: self._tell(pull, Status.DOWNLOADING, file, done),
-            hashing=lambda: self._tell(pull, Status.VERIFYING, file, file.remote.size),
-            cancelled=pull.is_cancelled,
-            pause=pull.pause,
-            refuse=refuse,
+        remote = file.remote
+        digest = fetcher.fetch(
+            Wanted(remote, file.path, file.partial, lambda head: check_head(head, file), refuse)
+        )
+        self._check_header(file)
+        return FileRecord(
+            path=file.path, size=remote.size, role=file.role, url=remote.url, etag=remote.etag, sha256=digest
         )
 
     def _check_header(self, file: PlanFile) -> None:
@@ -229,28 +194,6 @@ class _Carry:
                 f"{file.remote.url} is one of {count} shards, and its name does not say where the others are",
                 "give the URL of a shard that is named like MODEL-00001-of-00003.gguf",
             )
-
-    def _tell(self, pull: Pull, status: Status, file: PlanFile | None, done: int) -> None:
-        completed = self.finished + done
-        moment = time.monotonic()
-        self.samples.append((moment, completed))
-        while len(self.samples) > 2 and moment - self.samples[0][0] > RATE_WINDOW:  # noqa: PLR2004
-            self.samples.popleft()
-        begin, before = self.samples[0]
-        rate = int((completed - before) / (moment - begin)) if moment - begin >= RATE_LEAST else None
-        moving = status is Status.DOWNLOADING and rate is not None and rate > 0
-        pull.tell(
-            Progress(
-                status=status,
-                file=file.path if file else None,
-                completed=completed,
-                total=self.plan.total,
-                file_completed=done if file else None,
-                file_total=file.remote.size if file else None,
-                rate=rate if moving else None,
-                eta=(self.plan.total - completed) // rate if moving and rate else None,
-            )
-        )
 
     def _record(self, files: list[FileRecord]) -> Record:
         plan, before = self.plan, self.plan.before

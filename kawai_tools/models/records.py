@@ -6,7 +6,7 @@ from typing import Literal, overload
 
 import msgspec
 
-from kawai_tools.errors import BrokenState
+from kawai_tools.errors import UNDECODABLE, BrokenState
 from kawai_tools.files import make_directory, write_atomically
 from kawai_tools.gguf import Header, read_header
 from kawai_tools.models.layout import Layout, model_path
@@ -144,7 +144,7 @@ def decode_record(data: bytes, where: object) -> Record:
     """Read a provenance file. Raises ``BrokenState``."""
     try:
         record = msgspec.json.decode(data, type=Record)
-    except (msgspec.DecodeError, ValueError) as error:
+    except UNDECODABLE as error:
         raise BrokenState(f"{where} cannot be read: {error}", "kawai models index writes it anew") from error
     record = msgspec.structs.replace(
         record, installed_at=_utc(record.installed_at), verified_at=_utc(record.verified_at)

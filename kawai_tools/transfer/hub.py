@@ -7,7 +7,6 @@ lists files in pages joined by ``Link`` headers; ``X-Error-Code`` tells gated, m
 """
 
 import re
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -16,6 +15,7 @@ from urllib.parse import quote
 import msgspec
 
 from kawai_tools.errors import (
+    UNDECODABLE,
     BadRedirect,
     BadResponse,
     FileNotOnHub,
@@ -27,21 +27,17 @@ from kawai_tools.errors import (
     RepoNotFound,
     RevisionNotFound,
     Unreachable,
-    UpstreamTimeout,
 )
 from kawai_tools.files import read_if_there
 from kawai_tools.refs import HUB, HubFile, HubRepo, PlainUrl
 from kawai_tools.settings import Settings
+from kawai_tools.transfer.asking import Asker
 from kawai_tools.transfer.egress import Origin, origin_of
 from kawai_tools.transfer.outbound import Outbound, next_url
-from kawai_tools.transfer.patience import Patience, retry_after
+from kawai_tools.transfer.patience import retry_after
 from kawai_tools.transfer.responses import REDIRECTS, Response
-from kawai_tools.transfer.wire import Cancelled
 
 T = TypeVar("T")
-
-PLANNING_BUDGET = 25.0
-"""Seconds that the questions of one plan may take in all, waiting for a 429 included."""
 
 MAX_PAGES = 200
 MAX_MOVES = 5
@@ -98,35 +94,25 @@ def hub_credentials(settings: Settings) -> dict[Origin, str]:
     if not token:
         return {}
     if not re.fullmatch(r"[!-~]+", token):
-        raise InvalidConfig("the hub token has characters that no token has", "check HF_TOKEN or its file")
+        raise InvalidConfig(
+            "the hub token has characters that a token cannot have", "check HF_TOKEN or its file"
+        )
     return {endpoint: f"Bearer {token}"}
 
 
 class Hub:
     """Asks a hub, or any web server, what a source is."""
 
-    def __init__(
-        self,
-        outbound: Outbound,
-        endpoint: str,
-        *,
-        until: float | None = None,
-        pause: Callable[[float], None] = time.sleep,
-    ) -> None:
-        """``endpoint`` is the hub's address without a slash at its end.
-
-        By ``until`` (monotonic) every question must be answered; without it each one has
-        ``PLANNING_BUDGET`` seconds of its own. ``pause`` waits before another attempt.
-        """
+    def __init__(self, outbound: Outbound, endpoint: str, asker: Asker | None = None) -> None:
+        """``endpoint`` is the hub's address without a slash at its end."""
         self.outbound = outbound
         self.endpoint = endpoint
         self._origin = origin_of(endpoint)
-        self._until = until
-        self._pause = pause
+        self._asker = asker or Asker(outbound)
 
     def within(self, seconds: float) -> "Hub":
         """The same hub, for questions that may take this long in all."""
-        return Hub(self.outbound, self.endpoint, until=time.monotonic() + seconds, pause=self._pause)
+        return Hub(self.outbound, self.endpoint, self._asker.within(seconds))
 
     def describe(self, source: HubFile | PlainUrl) -> RemoteFile:
         """Size, digest and pinned address of one file.
@@ -216,30 +202,20 @@ class Hub:
         headers: dict[str, str] | None = None,
     ) -> T:
         """Ask patiently and return what ``use`` makes of the answer; one that refuses is raised."""
-        until = self._until or time.monotonic() + PLANNING_BUDGET
-        patience = Patience(until - time.monotonic(), self._pause)
+
+        def refuse(answer: Response) -> KawaiError:
+            return refusal(answer, source, has_token=origin_of(url) in self.outbound.credentials)
+
         plain = isinstance(source, PlainUrl)
-        follow = not isinstance(source, HubFile)  # its redirect is the answer
-        accepted = HEADLESS if plain and method == "HEAD" else frozenset[int]()
-        problem: KawaiError | None = None
-        while True:
-            wait = None
-            try:
-                with self.outbound.request(
-                    method, url, headers, follow=follow, cancelled=lambda: time.monotonic() > until
-                ) as answer:
-                    if answer.status < 400 or answer.status in accepted:  # noqa: PLR2004 - HTTP's errors
-                        return use(answer)
-                    wait = retry_after(answer)
-                    problem = refusal(answer, source, has_token=origin_of(url) in self.outbound.credentials)
-            except (Unreachable, UpstreamTimeout) as error:
-                problem = error
-            except Cancelled:
-                late = UpstreamTimeout(f"{origin_of(url).authority} takes too long to answer", "try again")
-                raise problem or late from None
-            if not isinstance(problem, (Unreachable, UpstreamTimeout, RateLimited)):
-                raise problem
-            patience.failed(problem, wait)
+        return self._asker.ask(
+            method,
+            url,
+            use,
+            refuse,
+            headers=headers,
+            follow=not isinstance(source, HubFile),  # its redirect is the answer
+            accepted=HEADLESS if plain and method == "HEAD" else frozenset(),
+        )
 
 
 def _plain(source: PlainUrl, answer: Response, size: str | None) -> RemoteFile:
@@ -254,7 +230,7 @@ def _page(answer: Response) -> tuple[list[Listed], str | None]:
     """The entries of a page of a listing, and where the next page is."""
     try:
         listed = msgspec.json.decode(answer.read(), type=list[Listed])
-    except msgspec.DecodeError as error:
+    except UNDECODABLE as error:
         raise BadResponse(f"{origin_of(answer.url).authority} answers with no listing: {error}") from error
     link = re.search(r'<([^>]+)>;\s*rel="next"', answer.header("Link") or "")
     return listed, link[1] if link else None

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 
+from kawai_tools.errors import UNDECODABLE
 from kawai_tools.files import make_directory, read_if_there, reserve, storage_errors, write_atomically
 from kawai_tools.transfer.holders import lives, this_boot, this_process
 from kawai_tools.transfer.hub import RemoteFile
@@ -93,7 +94,7 @@ class Partial:
     def _read(self) -> Record | None:
         try:
             record = msgspec.json.decode(read_if_there(self._record_path) or b"", type=Record)
-        except msgspec.DecodeError:
+        except UNDECODABLE:
             return None
         return record if record.belongs_to(self.file) and record.is_sound() else None
 

@@ -1,4 +1,4 @@
-"""A double of the Hugging Face hub: its protocol over loopback and real files, with faults on demand."""
+"""A double of the Hugging Face hub and of GitHub's releases: loopback, real files, faults on demand."""
 
 from .faults import Fault
 from .local import LocalHub

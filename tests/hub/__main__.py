@@ -15,6 +15,8 @@ from .local import LocalHub
 _EPILOG = """\
 examples:
   scripts/hub --add me/tiny=model.gguf
+  scripts/hub --release b11434=llama-b11434-bin-ubuntu-x64.tar.gz
+  scripts/hub --release b11434=built/ --release v0.6.0=nightly-tag.txt --latest v0.6.0
   scripts/hub --port 8080 --add me/tiny=models/ --throttle 20M
   scripts/hub --add me/tiny=model.gguf --misbehave 'cut:40%*2' --misbehave no-etag
 
@@ -31,11 +33,20 @@ def _addition(text: str) -> tuple[str, Path]:
     return repo, Path(path)
 
 
+def _release(text: str) -> tuple[str, Path]:
+    tag, equals, path = text.partition("=")
+    if not equals or not tag:
+        raise argparse.ArgumentTypeError(f"{text!r} is not TAG=PATH")
+    if not Path(path).exists():
+        raise argparse.ArgumentTypeError(f"{path} does not exist")
+    return tag, Path(path)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="scripts/hub",
-        description="Serve files as a Hugging Face hub with its CDN would, on 127.0.0.1,\n"
-        "until Ctrl-C or SIGTERM. The first line on stdout is the hub's URL.",
+        description="Serve files as a Hugging Face hub and GitHub's releases would, with their CDN,\n"
+        "on 127.0.0.1, until Ctrl-C or SIGTERM. The first line on stdout is the hub's URL.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -47,6 +58,22 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         type=_addition,
         help="serve a file, or all files under a directory, on this repository's main branch; repeatable",
+    )
+    add(
+        "--release",
+        metavar="TAG=PATH",
+        action="append",
+        default=[],
+        type=_release,
+        help="offer a file, or all files in a directory, as assets of this llama.cpp release, a pre-release; "
+        "repeatable, the newest last",
+    )
+    add(
+        "--latest",
+        metavar="TAG",
+        action="append",
+        default=[],
+        help="make this release a full one: releases/latest is the newest of those; repeatable",
     )
     add(
         "--port", type=int, default=0, help="the hub's port (default: any free one); the CDN's is always free"
@@ -90,6 +117,11 @@ def _fill(hub: LocalHub, repo: str, source: Path) -> None:
         hub.add_file(repo, path.relative_to(source).as_posix(), path)
 
 
+def _offer(hub: LocalHub, tag: str, source: Path, *, latest: bool) -> None:
+    files = sorted(path for path in source.iterdir() if path.is_file()) if source.is_dir() else [source]
+    hub.add_release(tag, {path.name: path for path in files}, prerelease=not latest)
+
+
 def _say(*lines: str) -> None:
     sys.stdout.write("\n".join([*lines, ""]))
     sys.stdout.flush()
@@ -104,10 +136,13 @@ def _announce(ready: Path, endpoint: str) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the hub as the arguments say; return the exit status."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
     if options.list_faults:
         _say(describe_faults())
         return 0
+    if unknown := set(options.latest) - {tag for tag, _ in options.release}:
+        parser.error(f"--latest {min(unknown)}: there is no --release {min(unknown)}=PATH")
     with ExitStack() as stack:
         # blocked before threads start, which inherit it: the signal is for sigwait below alone
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
@@ -115,6 +150,8 @@ def main(arguments: list[str] | None = None) -> int:
         hub = LocalHub(root, page_size=options.page_size, throttle=options.throttle)
         for repo, source in options.add:
             _fill(hub, repo, source)
+        for tag, source in options.release:
+            _offer(hub, tag, source, latest=tag in options.latest)
         hub.misbehave(*(parse_fault(text) for text in options.misbehave))
         stack.callback(hub.stop)
         try:
@@ -122,7 +159,8 @@ def main(arguments: list[str] | None = None) -> int:
         except OSError as error:
             sys.stderr.write(f"scripts/hub: cannot listen on port {options.port}: {error.strerror}\n")
             return 1
-        _say(hub.endpoint, f"export HF_ENDPOINT={hub.endpoint}", "Ctrl-C stops the hub")
+        exports = (f"export HF_ENDPOINT={hub.endpoint}", f"export KAWAI_LIBS_API={hub.libs_api}")
+        _say(hub.endpoint, *exports, "Ctrl-C stops the hub")
         if options.ready_file:
             _announce(options.ready_file, hub.endpoint)
         signal.sigwait({signal.SIGINT, signal.SIGTERM})

@@ -47,11 +47,12 @@ class Signer:
 
 
 class Cdn:
-    """Routes of the CDN server: `/lfs/...` by signed URL and `/files/...` for everyone."""
+    """Routes of the CDN server: `/lfs/...` and `/assets/...` by signed URL and `/files/...` for everyone."""
 
     def __init__(self, signer: Signer) -> None:
-        """Serve what is put into `large` and `plain`."""
+        """Serve what is put into `large`, `assets` and `plain`."""
         self.large: dict[str, Blob] = {}
+        self.assets: dict[str, Blob] = {}
         self.plain: dict[str, Blob] = {}
         self._signer = signer
 
@@ -59,6 +60,12 @@ class Cdn:
         """Make a large file reachable; return its path, which contains the file's name."""
         where = f"/lfs/{repo}/{blob.sha256}/{path}"
         self.large[where] = blob
+        return quote(where)
+
+    def publish_asset(self, repo: str, number: int, name: str, blob: Blob) -> str:
+        """Make a release's asset reachable; return its path, which contains the file's name."""
+        where = f"/assets/{repo}/{number}/{name}"
+        self.assets[where] = blob
         return quote(where)
 
     def add_plain(self, path: str, blob: Blob) -> str:
@@ -74,12 +81,16 @@ class Cdn:
         if path.startswith("/files/") and (blob := self.plain.get(path.removeprefix("/files/"))):
             # not the SHA-256: an ordinary file server's tag says nothing about the content
             return file_answer(call, blob, f'"{blob.sha256[:16]}-{blob.size:x}"')
-        if path.startswith("/lfs/"):
+        if path.startswith(("/lfs/", "/assets/")):
             if problem := self._signer.objection(call):
                 return text_answer(403, _DENIED.format(problem), "application/xml")
             if blob := self.large.get(path):
                 name = path.rpartition("/")[2]
                 return file_answer(call, blob, f'"{blob.sha256}"', disposition(name))
+            if blob := self.assets.get(path):
+                # GitHub's storage has tags of its own, which say nothing about the content
+                attached = {"Content-Disposition": f"attachment; filename={path.rpartition('/')[2]}"}
+                return file_answer(call, blob, f'"0x8D{blob.oid[:12].upper()}"', attached)
         return text_answer(404, "Not found")
 
 

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Self
 from .cdn import Cdn, Signer
 from .exchange import Exchange
 from .misbehaviour import Misbehaviour
+from .releases import LLAMA_CPP, Asset, ReleaseRoutes
 from .repos import BlobStore, Gate, Repository, Token
 from .server import HubRoutes
 from .site import RequestLog, Site
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
+    from datetime import datetime
     from pathlib import Path
 
     from .faults import Fault
@@ -22,7 +24,9 @@ if TYPE_CHECKING:
 
 
 class LocalHub:
-    """A Hugging Face hub and its CDN on loopback, over real files, that misbehaves on demand.
+    """A Hugging Face hub, GitHub's release API and their CDN on loopback, over real files.
+
+    It misbehaves on demand, in all of them.
 
     Settings that may change at any time: `throttle`, the CDN's speed in bytes per second and connection;
     `url_lifetime`, the seconds for which a signed URL is good; `page_size`, the entries on a listing's page.
@@ -37,10 +41,11 @@ class LocalHub:
         self._cdn = Cdn(self._signer)
         self._hub = HubRoutes(self._locate)
         self._hub.page_size = page_size
+        self._releases = ReleaseRoutes(self._hub.tokens, self._locate_asset)
         self._faults = Misbehaviour()
         self._log = RequestLog()
         routes: dict[ServerName, tuple[Route, Callable[[], int | None]]] = {
-            "hub": (self._hub.route, lambda: None),
+            "hub": (lambda call: self._releases.route(call) or self._hub.route(call), lambda: None),
             "cdn": (self._cdn.route, lambda: self.throttle),
         }
         self._sites = {
@@ -54,7 +59,7 @@ class LocalHub:
         """Listen on these ports of 127.0.0.1; 0 lets the system choose."""
         self._sites["hub"].start(port)
         self._sites["cdn"].start(cdn_port)
-        self._hub.endpoint = self.endpoint
+        self._hub.endpoint = self._releases.endpoint = self.endpoint
         return self
 
     def stop(self) -> None:
@@ -72,6 +77,11 @@ class LocalHub:
     def endpoint(self) -> str:
         """The hub's URL: what `HF_ENDPOINT` is to be."""
         return self._sites["hub"].url
+
+    @property
+    def libs_api(self) -> str:
+        """The release API's URL: what `KAWAI_LIBS_API` is to be."""
+        return self.endpoint
 
     @property
     def cdn_endpoint(self) -> str:
@@ -116,6 +126,52 @@ class LocalHub:
     def url(self, repo: str, path: str, revision: str = "main") -> str:
         """Return a file's `resolve` URL."""
         return f"{self.endpoint}/{repo}/resolve/{revision}/{path}"
+
+    # Releases
+
+    def add_release(
+        self,
+        tag: str,
+        assets: Mapping[str, bytes | Path],
+        *,
+        prerelease: bool | None = None,
+        published: datetime | None = None,
+        digests: bool = True,
+        repo: str = LLAMA_CPP,
+    ) -> None:
+        """Release files under a tag, or add to a release and replace what it has by that name.
+
+        By default a new release is a pre-release and newer than those before, and a known one stays what it
+        is. Without `digests` the API says `null` for these assets.
+        """
+        with self._releases.lock:
+            known = self._releases.releases
+            release = known.put(repo, tag, prerelease=prerelease, published=published)
+            for name, source in assets.items():
+                known.add_asset(release, name, self._blobs.add(name, source), digest=digests)
+
+    def remove_release(self, tag: str, *, repo: str = LLAMA_CPP) -> None:
+        """Remove a release: its tag and its assets are not found any more."""
+        with self._releases.lock:
+            self._releases.releases.remove(repo, tag)
+
+    def set_digest(self, tag: str, asset: str, digest: str | None, *, repo: str = LLAMA_CPP) -> None:
+        """Say this of an asset (`sha256:...`, or anything else), whatever its content is."""
+        with self._releases.lock:
+            self._releases.releases.find(repo, tag).assets[asset].digest = digest
+
+    @property
+    def rate_limit(self) -> int | None:
+        """The calls to the release API that are left this hour without a token; None: as many as you like.
+
+        A 304 costs nothing; a token that `add_token` made known lifts the limit.
+        """
+        return self._releases.meter.left
+
+    @rate_limit.setter
+    def rate_limit(self, calls: int | None) -> None:
+        with self._releases.lock:
+            self._releases.meter.left = calls
 
     # Rights
 
@@ -187,10 +243,18 @@ class LocalHub:
     def _locate(self, repo: str, path: str, blob: Blob) -> str:
         return self.cdn_endpoint + self._signer.sign(self._cdn.publish(repo, path, blob), self.url_lifetime)
 
+    def _locate_asset(self, repo: str, asset: Asset) -> str:
+        path = self._cdn.publish_asset(repo, asset.id, asset.name, asset.blob)
+        return self.cdn_endpoint + self._signer.sign(path, self.url_lifetime)
+
     def _respond(self, route: Route, call: Call) -> Answer:
-        for fault in self._faults.striking(call, route(call)):
-            route = partial(self._bend, fault, route)
-        return route(call)
+        # held from the look at the limit to the count, so that calls at once cannot share the last one
+        with self._releases.lock:
+            for fault in self._faults.striking(call, route(call)):
+                route = partial(self._bend, fault, route)
+            answer = route(call)
+            self._releases.settle(call, answer)
+        return answer
 
     def _bend(self, fault: Fault, route: Route, call: Call) -> Answer:
         return fault.twist(Exchange(call, route, self.expire_urls, self._sites[call.server].down))

@@ -1,30 +1,20 @@
-"""Every operation once: what the command line and the API can be asked to do.
+"""The rows of models."""
 
-A row's function joins the nouns that the workspace holds; it knows neither terminal nor HTTP.
-"""
-
-from datetime import datetime
 from typing import TYPE_CHECKING
 
-import msgspec
-
-from kawai_tools.contract import Level, Nothing, Operation, Payload, Request, Stream, Where
-from kawai_tools.errors import ErrorInfo, InUse, InvalidBody
-from kawai_tools.events import ModelPullEvent, PullEvent, Status, VerifyEvent
+from kawai_tools.contract import Level, NoRequest, Nothing, Operation, Payload, Request, Stream, Where
+from kawai_tools.errors import InUse
+from kawai_tools.events import ModelPullEvent, VerifyEvent
 from kawai_tools.models.model import LoadedModel, ModelDetails, ModelList, PlanPayload
+from kawai_tools.operations.pace import check_connections, rate_of
 from kawai_tools.refs import parse_model
-from kawai_tools.settings import parse_rate
 from kawai_tools.workspace import Workspace
 
 if TYPE_CHECKING:
-    from kawai_tools.transfer.pulls import Feed, Pull
+    from kawai_tools.transfer.pulls import Feed
 
 FORCE_PATIENCE = 10.0
 """Seconds that what uses a model gets to end before it is removed by force."""
-
-
-class NoRequest(Request, frozen=True):
-    """A row that takes nothing."""
 
 
 class ModelRequest(Request, frozen=True):
@@ -57,27 +47,6 @@ class VerifyRequest(Request, frozen=True):
     model: str | None = None
 
 
-class PullIdRequest(Request, frozen=True):
-    """A row about one Pull."""
-
-    pull: str
-
-
-class PullRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of ``pulls list``."""
-
-    pull: str
-    kind: str
-    target: str
-    status: Status
-    completed: int
-    total: int | None
-    rate: int | None
-    eta: int | None
-    started_at: datetime
-    error: ErrorInfo | None
-
-
 def _list(workspace: Workspace, _: NoRequest) -> ModelList:
     return ModelList(data=workspace.models.rows())
 
@@ -95,23 +64,13 @@ def _index(workspace: Workspace, _: NoRequest) -> None:
 
 
 def _pull(workspace: Workspace, request: PullRequest) -> "Feed | PlanPayload":
-    if request.connections is not None and not 1 <= request.connections <= 64:  # noqa: PLR2004
-        raise InvalidBody("connections must be a whole number from 1 to 64")
-    rate = _rate(request.limit_rate)
+    check_connections(request.connections)
+    rate = rate_of(request.limit_rate)
     plan = workspace.planner.plan(request.model_url, request.proj_url, force=request.force)
     if request.dry_run:
         return plan.payload
     job = workspace.puller.job(plan, connections=request.connections, limit_rate=rate)
     return workspace.pulls.start(job)
-
-
-def _rate(value: int | str | None) -> int | None:
-    if value is None:
-        return None
-    try:
-        return parse_rate(str(value))
-    except ValueError as error:
-        raise InvalidBody(f"limit_rate must be {error}, not {value!r}") from None
 
 
 def _remove(workspace: Workspace, request: RemoveRequest) -> None:
@@ -129,34 +88,6 @@ def _verify(workspace: Workspace, request: VerifyRequest) -> "Feed":
     from kawai_tools.models.verifying import verify  # noqa: PLC0415 - a list verifies nothing
 
     return verify(workspace.models, None if request.model is None else parse_model(request.model))
-
-
-def _pulls(workspace: Workspace, _: NoRequest) -> list[PullRow]:
-    return [_pull_row(pull) for pull in workspace.pulls.list()]
-
-
-def _pull_row(pull: "Pull") -> PullRow:
-    last = pull.newest()
-    return PullRow(
-        pull=pull.id,
-        kind=pull.job.kind,
-        target=pull.job.target,
-        status=last.status,
-        completed=last.completed,
-        total=last.total,
-        rate=last.rate,
-        eta=last.eta,
-        started_at=pull.started_at,
-        error=last.error,
-    )
-
-
-def _attach(workspace: Workspace, request: PullIdRequest) -> "Feed":
-    return workspace.pulls.get(request.pull)
-
-
-def _cancel(workspace: Workspace, request: PullIdRequest) -> None:
-    workspace.pulls.get(request.pull).cancel()
 
 
 MODELS_LIST = Operation(
@@ -230,41 +161,3 @@ MODELS_VERIFY = Operation(
     run=_verify,
     summary="Hash the files of one model, or of all, and compare",
 )
-PULLS_LIST = Operation(
-    name="pulls.list",
-    method="GET",
-    path="/v1/pulls",
-    request=NoRequest,
-    result=Payload(list[PullRow]),
-    level=Level.READ,
-    run=_pulls,
-    where=Where.SERVER,
-    summary="List the pulls that run, and those of the last hour",
-)
-PULLS_ATTACH = Operation(
-    name="pulls.attach",
-    method="GET",
-    path="/v1/pulls/{pull}",
-    request=PullIdRequest,
-    result=Stream(PullEvent),
-    level=Level.READ,
-    run=_attach,
-    where=Where.SERVER,
-    summary="Follow a pull",
-)
-PULLS_CANCEL = Operation(
-    name="pulls.cancel",
-    method="DELETE",
-    path="/v1/pulls/{pull}",
-    request=PullIdRequest,
-    result=Nothing(),
-    level=Level.ADMIN,
-    run=_cancel,
-    where=Where.SERVER,
-    summary="Cancel a pull; what was fetched stays, resumable",
-)
-
-OPERATIONS: tuple[Operation[Request], ...] = tuple(
-    value for value in list(vars().values()) if isinstance(value, Operation)
-)
-"""The table."""

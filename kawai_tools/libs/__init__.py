@@ -1,0 +1,1 @@
+"""llama.cpp builds: detected for, planned, fetched, unpacked, probed and switched."""
