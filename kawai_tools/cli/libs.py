@@ -8,6 +8,7 @@ from kawai_tools.cli import text
 from kawai_tools.cli.completion import versions
 from kawai_tools.cli.groups import LAZY, KawaiCommand, group
 from kawai_tools.cli.invocation import Invocation, invocation
+from kawai_tools.cli.options import Connections, DryRun, LimitRate
 from kawai_tools.cli.output import Output
 from kawai_tools.cli.running import run
 from kawai_tools.cli.text import Column, safe
@@ -34,7 +35,7 @@ ProcessorOption = Annotated[
 
 @app.command(cls=KawaiCommand)
 def show(context: typer.Context) -> None:
-    """Show this machine, the newest build for it and the installed ones."""
+    """Show the machine, its newest build and the installed ones."""
     from kawai_tools.operations.libs import LIBS_SHOW, LibsRequest  # noqa: PLC0415 - help needs none
 
     this = invocation(context)
@@ -89,13 +90,9 @@ def pull(  # noqa: PLR0913, PLR0917 - one parameter for each thing that can be t
             help="Run a build that has no digest: nothing tells then whether it is what was published.",
         ),
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be fetched.")] = False,
-    limit_rate: Annotated[
-        str | None, typer.Option(metavar="RATE", help="Bytes per second at most, such as 20M.")
-    ] = None,
-    connections: Annotated[
-        int | None, typer.Option(metavar="N", help="Connections at most, from 1 to 64.")
-    ] = None,
+    dry_run: DryRun = False,
+    limit_rate: LimitRate = None,
+    connections: Connections = None,
 ) -> None:
     """Install a build of llama.cpp, try it, and use it. Without VERSION the newest for this machine."""
     from kawai_tools.cli.following import build_ending, follow_pull  # noqa: PLC0415

@@ -8,6 +8,7 @@ from kawai_tools.cli import showing
 from kawai_tools.cli.completion import model_ids
 from kawai_tools.cli.groups import LAZY, KawaiCommand, group
 from kawai_tools.cli.invocation import invocation
+from kawai_tools.cli.options import Connections, DryRun, LimitRate
 from kawai_tools.cli.running import ask, run, run_or_none
 from kawai_tools.errors import OUTCOMES, ErrorType, InUse, UsageError
 from kawai_tools.models.model import LoadedModel, ModelDetails, ModelList, PlanPayload
@@ -84,13 +85,9 @@ def pull(  # noqa: PLR0913, PLR0917 - one parameter for each thing that can be t
     force: Annotated[
         bool, typer.Option("--force", help="Ask the hub again and replace what has changed.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be fetched.")] = False,
-    limit_rate: Annotated[
-        str | None, typer.Option(metavar="RATE", help="Bytes per second at most, such as 20M.")
-    ] = None,
-    connections: Annotated[
-        int | None, typer.Option(metavar="N", help="Connections at most, from 1 to 64.")
-    ] = None,
+    dry_run: DryRun = False,
+    limit_rate: LimitRate = None,
+    connections: Connections = None,
 ) -> None:
     """Pull a model from a hub or an address. What was begun before is gone on with."""
     from kawai_tools.operations.models import MODELS_PULL, PullRequest  # noqa: PLC0415
