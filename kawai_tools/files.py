@@ -8,6 +8,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,7 +72,8 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o644, durable: boo
     ``durable=False`` skips the syncs, for hints that may be lost with the power but never be torn.
     Raises ``NoSpace`` or ``HomeNotWritable``.
     """
-    temporary = path.with_name(f".{os.urandom(8).hex()}.partial")  # the name itself may be of full length
+    # the name itself may be of full length; whose it is tells clear_left_behind
+    temporary = path.with_name(f".{os.getpid()}.{os.urandom(8).hex()}.partial")
     with storage_errors(path):
         try:
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
@@ -86,6 +88,24 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o644, durable: boo
             raise
         if durable:
             sync_directory(path.parent)
+
+
+def clear_left_behind(folder: Path) -> None:
+    """Remove what writers of state files that were killed have left in a folder."""
+    for left in folder.glob(".*.partial"):
+        found = re.fullmatch(r"\.([0-9]{1,9})\.[0-9a-f]{16}\.partial", left.name)
+        if found and not _runs(int(found[1])):
+            left.unlink(missing_ok=True)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def move_into_place(source: Path, target: Path) -> None:

@@ -122,7 +122,7 @@ for row in OPERATIONS:
 
 @pytest.mark.parametrize("path", PATHS)
 def test_other_methods_are_405_and_allow_tells_which_there_are(server: Server_, path: str) -> None:
-    where = path.format(model=MODEL, pull="x")
+    where = path.format(model=MODEL, pull="x", version="b1")
     for method in {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "BREW"} - PATHS[path]:
         reply = send_raw(server.daemon, head(f"{method} {where}", server.host, "Content-Length: 0"), method)
         assert reply.status == 405
@@ -288,7 +288,7 @@ def test_a_foreign_origin_is_403(server: Server_, origin: str) -> None:
 
 def test_host_and_origin_are_checked_on_every_route_before_the_body(server: Server_) -> None:
     for method, path in EVERYWHERE:
-        where = path.format(model=MODEL, pull="x")
+        where = path.format(model=MODEL, pull="x", version="b1")
         body = (JSON, "Content-Length: 5")  # and it is never sent
         reply = send_raw(server.daemon, head(f"{method} {where}", "Host: evil.example", *body), method)
         assert reply.status == 421, (method, path)
@@ -1240,7 +1240,7 @@ def test_a_pull_id_is_carried_as_it_is_typed(cli: Program, daemon: Daemon, words
 
 def test_rows_without_an_answer_are_204(server: Server_) -> None:
     rows = [row for row in OPERATIONS if isinstance(row.result, Nothing)]
-    assert {row.name for row in rows} == {"models.index", "models.rm", "pulls.cancel"}
+    assert {row.name for row in rows} == {"models.index", "models.rm", "pulls.cancel", "libs.rm"}
     reply = server.daemon.ask("POST", "/v1/models/index")
     assert (reply.status, reply.body) == (204, b"")
     assert "content-type" not in reply.headers

@@ -29,6 +29,7 @@ from kawai_tools.errors import (
 )
 from kawai_tools.files import (
     Lock,
+    clear_left_behind,
     make_directory,
     read_if_there,
     storage_errors,
@@ -39,7 +40,7 @@ from kawai_tools.libs.bundle import Active, BundleRecord, Pointer, Probe
 from kawai_tools.libs.layout import LibsLayout
 from kawai_tools.libs.platforms import Machine, Processor, look
 
-_PATIENCE, _TICK = 10.0, 0.02
+_PATIENCE, _GLANCE, _TICK = 10.0, 0.3, 0.02
 _REPLACED, _REMOVED = "replaced", "removed"
 
 
@@ -154,10 +155,11 @@ class Bundles:
             shutil.rmtree(aside, ignore_errors=True)
 
     def note(self, record: BundleRecord) -> None:
-        """Write what is known of a build."""
+        """Write what is known of a build; not while anybody switches, who clears what writers have left."""
         where = self.layout.record(record.platform, record.version)
         make_directory(where.parent)
-        write_atomically(where, msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
+        with self._switching():
+            write_atomically(where, msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
 
     def use(self, record: BundleRecord, pause: Callable[[float], None] = time.sleep) -> None:
         """Make a build the one that is used. Raises ``ProbeFailed`` for one that does not work here."""
@@ -185,11 +187,13 @@ class Bundles:
 
     def rollback(self) -> None:
         """Use the build before this one. Raises ``Conflict`` where there is none."""
+        before = self.previous()
+        if before is None:
+            raise Conflict("there is no build to go back to", "kawai libs list shows the installed ones")
+        self.require_working(before)
         with self._switching() as known:
-            before = self.at(known.previous)
-            if before is None:
-                raise Conflict("there is no build to go back to", "kawai libs list shows the installed ones")
-            self.require_working(before)
+            if self.at(known.previous) is None:
+                raise Conflict("there is no build to go back to any more", "kawai libs list shows the others")
             self._point(Active(known.previous, known.current if self.at(known.current) else None))
 
     def remove(self, record: BundleRecord) -> None:
@@ -226,9 +230,8 @@ class Bundles:
                 raise InUse("another kawai is switching builds", "try again in a moment")
             time.sleep(_TICK)
         try:
-            for left in self.layout.root.glob(".*.partial"):  # of a state file whose writer was killed
-                if left.is_file():
-                    left.unlink(missing_ok=True)
+            for folder in (self.layout.root, *self.layout.root.glob("*/.kawai")):
+                clear_left_behind(folder)
             yield self._pointers_or_none()
         finally:
             lock.release()
@@ -243,7 +246,11 @@ class Bundles:
     def _not_pulled(self, record: BundleRecord) -> Iterator[None]:
         """Hold the lock of a build's pulls."""
         lock = Lock(self.layout.pull_lock(record.platform, record.version))
-        if not lock.acquire():
+        until = time.monotonic() + _GLANCE  # whoever looks for what was left holds it for a moment
+        while not lock.acquire():
+            if time.monotonic() < until:
+                time.sleep(_TICK)
+                continue
             raise InUse(f"{record.version} is being pulled", "kawai pulls list shows it; wait, or cancel it")
         try:
             yield
@@ -273,6 +280,11 @@ class Bundles:
         """Put back what was moved aside by a replacement that was cut off; drop what is left of others."""
         if not self._recovers:
             return
+        for left in self.layout.partials.glob("*.lock"):
+            lock = Lock(left)
+            with contextlib.suppress(HomeNotWritable):
+                if lock.acquire():  # its holder was killed
+                    lock.remove()
         for aside in self.layout.root.glob("*/.b*.*"):
             version, _, purpose = aside.name.removeprefix(".").partition(".")
             place = aside.with_name(version)

@@ -52,7 +52,7 @@ def _dies_with_parent() -> Callable[[], None] | None:
     def set_signal() -> None:
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != parent:  # it was killed before that took effect
-            os._exit(1)
+            os.kill(os.getpid(), signal.SIGKILL)
 
     return set_signal
 

@@ -175,7 +175,8 @@ class _Carry:
             fetcher.tell(Status.INSTALLING)
             size = sum(each.lstat().st_size for each in staging.iterdir())
             record = self._record(partials, digests, size, result)
-            self.bundles.install(record, staging)
+            if self._here() is None:  # else a rival was quicker, where locks do nothing
+                self.bundles.install(record, staging)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         self._clear(self._directory())
