@@ -15,11 +15,12 @@ from kawai_tools.errors import (
     IncompleteModel,
     Internal,
     KawaiError,
+    ModelNotFound,
     Unavailable,
 )
 from kawai_tools.events import FileCheck, Status, VerifyEvent
 from kawai_tools.files import Lock, existing_parent
-from kawai_tools.models.claims import in_use
+from kawai_tools.models.claims import in_use, release_use
 from kawai_tools.models.records import Entry, FileRecord, now
 from kawai_tools.models.store import Store
 from kawai_tools.refs import ModelRef
@@ -42,7 +43,8 @@ def verify(store: Store, ref: ModelRef | None) -> Feed:
     def run() -> None:
         try:
             for entry in entries:
-                _Verification(store, entry, feed).run()
+                if ref is not None or store.index.by_path(entry.record.path) is not None:
+                    _Verification(store, entry, feed).run()
         except Cancelled:
             pass
         finally:
@@ -67,6 +69,7 @@ class _Verification:
         lock = self.store.use_lock(self.record.path)
         try:
             self._hold(lock)
+            self._require_still_there()
             hashed = [self._check(file) for file in self.record.files]
             problem = self._problem()
             self._remember(hashed, right=problem is None)
@@ -83,7 +86,7 @@ class _Verification:
             self._tell(Status.FAILED, error=Internal("kawai failed in a way it should not"))
             raise
         finally:
-            lock.release()
+            release_use(self.store.layout, self.record.path, lock)
 
     def _hold(self, lock: Lock) -> None:
         """Keep others from replacing the files meanwhile; where nobody can write, nobody does."""
@@ -93,6 +96,11 @@ class _Verification:
         except HomeNotWritable:
             if os.access(existing_parent(lock.path.parent), os.W_OK):
                 raise
+
+    def _require_still_there(self) -> None:
+        """What was removed while this waited is no damage."""
+        if self.store.index.by_path(self.record.path) is None:
+            raise ModelNotFound(f"{self.record.id} was removed in the meantime")
 
     def _check(self, file: FileRecord) -> FileRecord:
         self._tell(Status.VERIFYING, file=file.path)
