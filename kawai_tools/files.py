@@ -212,12 +212,6 @@ class Lock:
             self.path.unlink(missing_ok=True)
         self.release()
 
-    def write(self, data: bytes) -> None:
-        """Say in the held file who holds it; for people and messages, never for decisions."""
-        if self._fd is not None:
-            os.ftruncate(self._fd, 0)
-            os.pwrite(self._fd, data, 0)
-
 
 def _same_file(fd: int, path: Path) -> bool:
     try:

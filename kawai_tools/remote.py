@@ -1,4 +1,4 @@
-"""Carries out a row of the table on another kawai over HTTP: for now the daemon of the same home.
+"""Carries out a row of the table on another kawai over HTTP: the daemon of the same home.
 
 It is given a row and a request and knows no row by name. ``run/serve.json`` tells where the daemon is;
 it counts only while ``run/serve.lock`` is held and its process exists.

@@ -35,7 +35,7 @@ _LOCK_PATIENCE = 1.0
 def serve(
     context: typer.Context,
     host: Annotated[
-        str | None, typer.Option(metavar="HOST", help="Address to listen on; for now a loopback one.")
+        str | None, typer.Option(metavar="HOST", help="Loopback address to listen on.")
     ] = None,
     port: Annotated[
         str | None,
