@@ -34,9 +34,7 @@ _LOCK_PATIENCE = 1.0
 @app.command(cls=KawaiCommand, help=LAZY["serve"])
 def serve(
     context: typer.Context,
-    host: Annotated[
-        str | None, typer.Option(metavar="HOST", help="Loopback address to listen on.")
-    ] = None,
+    host: Annotated[str | None, typer.Option(metavar="HOST", help="Loopback address to listen on.")] = None,
     port: Annotated[
         str | None,
         typer.Option(metavar="PORT", help="Port to listen on, 11435 where nothing else is configured."),
