@@ -13,6 +13,7 @@ from typing import Literal
 
 import msgspec
 
+from kawai_tools.catalog.catalog import Catalog
 from kawai_tools.errors import KawaiError
 from kawai_tools.files import existing_parent, free_space
 from kawai_tools.libs.bundles import Bundles
@@ -54,6 +55,7 @@ class Doctor:
         machine: Machine,
         store: Store,
         bundles: Bundles,
+        catalog: Catalog,
         ways: Mapping[str, Callable[[], Outbound]],
     ) -> None:
         """Nothing is looked at yet. ``bundles`` are ones that looking does not change.
@@ -64,6 +66,7 @@ class Doctor:
         self._machine = machine
         self._store = store
         self._bundles = bundles
+        self._catalog = catalog
         self._ways = ways
 
     def report(self) -> list[Check]:
@@ -73,6 +76,7 @@ class Doctor:
             ("home", self._home),
             ("store", self._models),
             ("builds", self._builds),
+            ("catalog", self._entries),
             ("network", self._network),
         )
         return [check for name, look in checks for check in _guarded(name, look)]
@@ -133,6 +137,14 @@ class Doctor:
             yield Check("store", "warn", f"{words}, not verified: {names}", "kawai models verify")
         else:
             yield Check("store", "ok", words)
+
+    def _entries(self) -> Iterator[Check]:
+        problems = self._catalog.problems()
+        for problem in problems:
+            status: Literal["warn", "fail"] = "fail" if problem.refused else "warn"
+            yield Check("catalog", status, str(problem), "mend it, or take it out of the catalogs")
+        if not any(problem.refused for problem in problems):
+            yield Check("catalog", "ok", f"{len(self._catalog.ids())} models to choose from")
 
     def _builds(self) -> Iterator[Check]:
         root = self._bundles.layout.root

@@ -93,6 +93,13 @@ def _parse_names(text: str) -> tuple[str, ...]:
     return tuple(name.strip().lower() for name in text.split(",") if name.strip())
 
 
+def _parse_urls(text: str) -> tuple[str, ...]:
+    urls = tuple(dict.fromkeys(url for url in re.split(r"[,\s]+", text) if url))
+    if not all(re.fullmatch(r"https?://[^/?#\s@]+(/[^#\s]*)?", url, re.IGNORECASE) for url in urls):
+        raise ValueError("addresses such as https://lists.example.org/catalog.yaml")
+    return urls
+
+
 def _parse_url(text: str) -> str:
     url = _parse_text(text).rstrip("/")
     if not re.fullmatch(r"https?://[^/?#\s@]+(/[^?#\s]*)?", url, re.IGNORECASE):
@@ -194,6 +201,13 @@ class Settings:
         "KAWAI_NO_PROXY no_proxy NO_PROXY",
         "hosts reached without a proxy",
         _parse_names,
+        default=(),
+        kinds=(list, str),
+    )
+    catalogs: tuple[str, ...] = _key(
+        "KAWAI_CATALOGS",
+        "addresses of further catalogs; kawai catalog update fetches them",
+        _parse_urls,
         default=(),
         kinds=(list, str),
     )

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 from kawai_tools.settings import Settings
 
 if TYPE_CHECKING:
+    from kawai_tools.catalog.catalog import Catalog
+    from kawai_tools.catalog.lists import Lists
+    from kawai_tools.catalog.subscriptions import Subscriptions
     from kawai_tools.doctor import Doctor
     from kawai_tools.libs.builds import Wish
     from kawai_tools.libs.bundles import Bundles
@@ -92,6 +95,11 @@ class Workspace:
 
         return self._way_out(release_credentials(self.settings))
 
+    @cached_property
+    def catalog_outbound(self) -> "Outbound":
+        """The way out to subscribed catalogs, which get nobody's token."""
+        return self._way_out({})
+
     def _way_out(self, credentials: "dict[Origin, str]") -> "Outbound":
         """A way out, with the egress policy of who serves."""
         from urllib.parse import urlsplit
@@ -104,11 +112,12 @@ class Workspace:
         named = {"hub_endpoint": settings.hub_endpoint, "libs_api": settings.libs_api}
         hosts = {key: urlsplit(url).hostname or "" for key, url in named.items()}
         moved = {host for key, host in hosts.items() if settings.source(key) != "default"}
+        catalogs = {urlsplit(url).hostname or "" for url in settings.catalogs}
         proxies = {"http": settings.http_proxy, "https": settings.https_proxy}
         return Outbound(
             Egress(
                 hosts=PUBLIC_HOSTS.union(hosts.values(), settings.pull_hosts) if self.serves else None,
-                trusted=frozenset(moved),
+                trusted=frozenset(moved | catalogs),
                 offline=settings.offline,
             ),
             agent=f"kawai/{__version__}",
@@ -120,6 +129,41 @@ class Workspace:
             credentials=credentials,
             timeouts=self._timeouts,
         )
+
+    @cached_property
+    def catalog(self) -> "Catalog":
+        """What could be installed."""
+        from kawai_tools.catalog.catalog import Catalog
+
+        return Catalog(self._lists, self.models)
+
+    @cached_property
+    def _lists(self) -> "Lists":
+        return self._make_lists()
+
+    def _make_lists(self, *, remembers: bool = True) -> "Lists":
+        from urllib.parse import urlsplit
+
+        from kawai_tools.catalog.lists import Lists
+
+        settings = self.settings
+        hosts = {urlsplit(settings.hub_endpoint).hostname or "", *settings.pull_hosts}
+        return Lists(
+            folder=settings.config_dir / "catalogs",
+            data=settings.data_dir / "catalogs",
+            subscriptions=settings.catalogs,
+            endpoint=settings.hub_endpoint,
+            hosts=frozenset(hosts),
+            remembers=remembers,
+        )
+
+    @cached_property
+    def subscriptions(self) -> "Subscriptions":
+        """The catalogs that are fetched from elsewhere."""
+        from kawai_tools.catalog.subscriptions import Subscriptions
+        from kawai_tools.transfer.asking import Asker
+
+        return Subscriptions(self._lists, Asker(self.catalog_outbound))
 
     @cached_property
     def hub(self) -> "Hub":
@@ -198,19 +242,22 @@ class Workspace:
     @cached_property
     def doctor(self) -> "Doctor":
         """Looks at everything."""
+        from kawai_tools.catalog.catalog import Catalog
         from kawai_tools.doctor import Doctor
         from kawai_tools.libs.bundles import Bundles
 
         ways = {"hub": lambda: self.outbound, "release server": lambda: self.libs_outbound}
         looked_at = Bundles(self.bundles.layout, lambda: self.machine, recovers=False)
-        return Doctor(self.settings, self.machine, self.models, looked_at, ways)
+        catalog = Catalog(self._make_lists(remembers=False), self.models)
+        return Doctor(self.settings, self.machine, self.models, looked_at, catalog, ways)
 
     def warm(self) -> None:
         """Make every noun now, before threads could each make their own."""
         _ = self.pulls, self.models, self.planner, self.puller, self.libs_planner, self.libs_puller
+        _ = self.catalog, self.subscriptions
 
     def close(self) -> None:
         """Let go of idle connections."""
-        for name in ("outbound", "libs_outbound"):
+        for name in ("outbound", "libs_outbound", "catalog_outbound"):
             if name in vars(self):
                 getattr(self, name).close()

@@ -22,8 +22,13 @@ CONTRACT = {
     "pulls.list": ("GET", "/v1/pulls"),
     "pulls.attach": ("GET", "/v1/pulls/{pull}"),
     "pulls.cancel": ("DELETE", "/v1/pulls/{pull}"),
+    "catalog.list": ("GET", "/v1/catalog"),
+    "catalog.filter": ("GET", "/v1/catalog/filter/{filter}"),
+    "catalog.show": ("GET", "/v1/catalog/{model}"),
+    "catalog.pull": ("POST", "/v1/catalog/pull/{model}"),
+    "catalog.update": ("POST", "/v1/catalog/update"),
 }
-"""The rows of Models and Pulls in ``api.md``; ``load`` and ``unload`` come with the runners."""
+"""The rows of Models, Pulls and Catalog in ``api.md``; ``load`` and ``unload`` come with the runners."""
 
 
 def test_the_table_has_what_the_contract_names() -> None:
@@ -51,7 +56,8 @@ def test_a_row_is_whole(row: Operation[Request]) -> None:
 @pytest.mark.parametrize("row", OPERATIONS, ids=lambda row: row.name)
 def test_who_may(row: Operation[Request]) -> None:
     """Contract, Authentication: reads are the GETs; what changes state or costs much is an admin's."""
-    assert row.level is (Level.READ if row.method == "GET" else Level.ADMIN)
+    others = Level.CATALOG_PULL if row.name == "catalog.pull" else Level.ADMIN
+    assert row.level is (Level.READ if row.method == "GET" else others)
 
 
 def test_a_row_without_a_level_cannot_be_built() -> None:
@@ -68,19 +74,23 @@ def test_a_route_is_in_the_readme(row: Operation[Request]) -> None:
 
 @pytest.mark.parametrize("row", OPERATIONS, ids=lambda row: row.name)
 def test_a_row_is_a_command_of_its_name(kawai: Program, row: Operation[Request]) -> None:
-    ended = kawai(*row.name.split("."), "--help")
+    words = OTHER_COMMANDS.get(row.name, row.name).split(".")
+    ended = kawai(*words, "--help")
     assert (ended.code, ended.err) == (0, "")
-    assert ended.out.startswith(f"Usage: kawai {row.name.replace('.', ' ')} ")
+    assert ended.out.startswith(f"Usage: kawai {' '.join(words)} ")
 
+
+OTHER_COMMANDS = {"catalog.filter": "catalog.list"}
+"""Rows that are an option of another row's command."""
 
 NO_ROWS = {"libs.list"}
 """Commands that show a part of what another row gives."""
 
 
-@pytest.mark.parametrize("noun", ["models", "pulls", "libs"])
+@pytest.mark.parametrize("noun", ["models", "pulls", "libs", "catalog"])
 def test_a_command_is_a_row_of_its_name(kawai: Program, noun: str) -> None:
     section = kawai(noun, "--help").out.partition("Commands:\n")[2].partition("\n\n")[0]
     commands = set(re.findall(r"^  (\w+) ", section, re.MULTILINE))
     assert {f"{noun}.{command}" for command in commands} - NO_ROWS == {
-        row.name for row in OPERATIONS if row.name.startswith(f"{noun}.")
+        row.name for row in OPERATIONS if row.name.startswith(f"{noun}.") and row.name not in OTHER_COMMANDS
     }

@@ -32,6 +32,10 @@ GIVEN: dict[str, tuple[str, object]] = {
     "http_proxy": (f"http://me:{SECRET}@proxy.example.org:3128", MASK),
     "https_proxy": (f"me:{SECRET}@proxy.example.org:3128", MASK),
     "no_proxy": ("localhost,.example.org", ["localhost", ".example.org"]),
+    "catalogs": (
+        "https://lists.example.org/a.yaml https://b.example.org/c?d=1",
+        ["https://lists.example.org/a.yaml", "https://b.example.org/c?d=1"],
+    ),
     "channel": ("stable", "stable"),
     "processor": ("vulkan", "vulkan"),
     "arch": ("arm64", "arm64"),
@@ -102,6 +106,7 @@ IN_FILE = {
     "connections": "4",
     "limit_rate": '"20M"',
     "pull_hosts": '["a.example.org", "b.example.org"]',
+    "catalogs": '["https://lists.example.org/a.yaml"]',
     "hub_endpoint": '"https://file.example.org"',
     "hub_token_hosts": '["a.example.org"]',
     "hub_home": '"/file/hf"',

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 LAZY = {
     "models": "Pull, list, show, verify and remove models.",
+    "catalog": "Choose a model from a list, and pull it.",
     "libs": "Install, try, switch and roll back llama.cpp builds.",
     "pulls": "Watch or cancel the pulls of a running kawai serve.",
     "serve": "Serve the HTTP API on this machine.",
@@ -192,7 +193,8 @@ Manage llama.cpp builds and GGUF models on your own machine.
 
 \b
 kawai libs pull
-kawai models pull unsloth/Qwen3-0.6B-GGUF:Q8_0
+kawai catalog list
+kawai catalog pull Qwen3-0.6B-Q8_0
 kawai models list
 """
 

@@ -84,6 +84,14 @@ class Output:
             columns, rows, terminal_size(sys.stdout).columns if is_terminal(sys.stdout) else None
         )
 
+    def wrapped(self, words: str) -> str:
+        """Plain words as lines that a terminal need not break; piped they are one."""
+        if not is_terminal(sys.stdout):
+            return text.safe(words)
+        import textwrap  # noqa: PLC0415 - only for people
+
+        return textwrap.fill(text.safe(words), terminal_size(sys.stdout).columns)
+
     def ago(self, time: datetime | None) -> str:
         """How long ago that was."""
         return text.ago(time, self.now)

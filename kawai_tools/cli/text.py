@@ -4,7 +4,7 @@ Pure functions of their arguments. Tables are plain strings: one of 10,000 rows 
 """
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import NamedTuple
 
@@ -25,14 +25,19 @@ _AGES = ((365, "year"), (30, "month"), (7, "week"), (1, "day"))
 _SHORT_AGES = ((3600, "hour"), (60, "minute"))
 _NAMED = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _NARROWEST = 12
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Column(NamedTuple):
-    """How one column of a table is set; the one that ``shrinks`` gives way on a narrow terminal."""
+    """How one column of a table is set; the one that ``shrinks`` gives way on a narrow terminal.
+
+    It loses its middle, or its end where the start is what counts.
+    """
 
     title: str
     right: bool = False
     shrinks: bool = False
+    keeps_start: bool = False
 
 
 def safe(text: str) -> str:
@@ -111,6 +116,11 @@ def moment(time: datetime | None) -> str:
     return "-" if time is None else time.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
+def day(seconds: int) -> str:
+    """Unix seconds as a day, in UTC."""
+    return (_EPOCH + timedelta(seconds=seconds)).strftime("%Y-%m-%d")
+
+
 def shown_width(text: str) -> int:
     """Columns that a text takes on a terminal."""
     if text.isascii():
@@ -168,7 +178,8 @@ def _fit(columns: Sequence[Column], cells: list[Sequence[str]], widths: list[int
             less = max(_NARROWEST, widths[at] - over)
             over -= widths[at] - less
             widths[at] = less
-            cells[at] = [shrunk(cell, less) for cell in cells[at]]
+            shorten = clipped if column.keeps_start else shrunk
+            cells[at] = [shorten(cell, less) for cell in cells[at]]
 
 
 def _padded(column: Column, cells: Sequence[str], width: int) -> list[str]:

@@ -101,6 +101,8 @@ class Machine:
     instruction_sets: tuple[str, ...]
     libc: str
     found: tuple[Evidence, ...]
+    memory: int | None = None
+    """Bytes of main memory that processes here may use; ``None`` where that is not known."""
 
     def evidence(self, processor: Processor) -> Evidence:
         """What was found of one processor."""
@@ -167,7 +169,21 @@ def look(system: System | None = None) -> Machine:
         instruction_sets=_instruction_sets(system),
         libc=system.libc(),
         found=tuple(_evidence(system, operating, arch)),
+        memory=_memory(system, operating),
     )
+
+
+def _memory(system: System, operating: Os | None) -> int | None:
+    """What is built in, or as much of it as the control group allows (cgroup v2, ``memory.max``)."""
+    if operating is Os.DARWIN:
+        size = (system.run("sysctl", "-n", "hw.memsize") or "").strip()
+        return int(size) if size.isdecimal() else None
+    total = re.search(r"^MemTotal:\s+(\d{1,15}) kB", system.read("/proc/meminfo") or "", re.MULTILINE)
+    if total is None:
+        return None
+    allowed = (system.read("/sys/fs/cgroup/memory.max") or "").strip()
+    built_in = int(total[1]) * 1024
+    return min(built_in, int(allowed)) if allowed.isdecimal() else built_in
 
 
 def _instruction_sets(system: System) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ rollback journal, not a write-ahead log, because that is safe on network file sy
 """
 
 import contextlib
+import os
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -20,6 +21,11 @@ from kawai_tools.models.records import Entry
 
 VERSION = 4
 BUSY_SECONDS = 10.0
+_AT_ONCE = 500
+"""Values in one query; SQLite before 3.32 takes 999."""
+
+_COUNTER, _HEAD = 24, 28
+"""Where the file change counter begins and ends (sqlite.org/fileformat.html, section 1.3)."""
 _DAMAGED = {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 """What SQLite says of a file that is no database, a broken one, or one with other tables."""
 
@@ -95,6 +101,32 @@ class Index:
     def by_source(self, words: str) -> list[Entry]:
         """The models that were pulled by these words."""
         return self._where("key IN (SELECT key FROM source WHERE words = ?)", words)
+
+    def by_sources(self, words: Sequence[str]) -> dict[str, list[Entry]]:
+        """The models that were pulled by any of many words, by these."""
+
+        def read(db: sqlite3.Connection) -> dict[str, list[Entry]]:
+            found: list[tuple[str, bytes]] = []
+            for at in range(0, len(words), _AT_ONCE):
+                some = words[at : at + _AT_ONCE]
+                marks = ", ".join("?" * len(some))
+                query = f"SELECT words, entry FROM source JOIN model USING (key) WHERE words IN ({marks})"  # noqa: S608 - only marks
+                found += db.execute(query, some).fetchall()
+            by_words: dict[str, list[Entry]] = {}
+            for (name, _), entry in zip(found, _entries([blob for _, blob in found]), strict=True):
+                by_words.setdefault(name, []).append(entry)
+            return by_words
+
+        return self._use(read)
+
+    def revision(self) -> object:
+        """What is another after every change: SQLite's file change counter, and which file it is in."""
+        try:
+            with self.path.open("rb") as file:
+                stats, head = os.fstat(file.fileno()), file.read(_HEAD)
+        except OSError:
+            return None
+        return stats.st_ino, stats.st_mtime_ns, head[_COUNTER:]
 
     def by_repository(self, owner: str, repo: str) -> list[Entry]:
         """The models in one repository's folder."""

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from collections.abc import Iterable
 
 from kawai_tools.refs import RESERVED
 
@@ -22,6 +23,20 @@ def new_id(owner: str, stem: str, taken: set[str]) -> str:
         if folded not in taken and folded not in RESERVED:
             return candidate
     raise AssertionError  # the numbers do not end
+
+
+def nearest(words: str, ids: Iterable[str], most: int = 1) -> list[str]:
+    """The ids that come nearest to a mistyped one: as a whole, by a part of it, or by their beginning."""
+    from difflib import get_close_matches  # noqa: PLC0415 - only where something was mistyped
+
+    folded = {each.casefold(): each for each in ids}
+    typed = words.casefold()
+    name = typed.rpartition("/")[2]
+    beginnings = {each.rpartition("/")[2][: len(name)]: each for each in folded}
+    near = get_close_matches(typed, folded, n=most, cutoff=0.6)
+    near = near or [each for each in folded if name in each][:most]
+    near = near or [beginnings[each] for each in get_close_matches(name, beginnings, n=most, cutoff=0.6)]
+    return [folded[each] for each in near]
 
 
 def _fit(part: str) -> str:

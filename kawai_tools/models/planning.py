@@ -3,10 +3,11 @@
 A source that an installed model was pulled by is answered from the index; the network is not touched.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
 
-from kawai_tools.errors import DifferentVersion, FileNotOnHub, NotAModel, NotAProjection
+from kawai_tools.errors import DifferentVersion, DigestMismatch, FileNotOnHub, NotAModel, NotAProjection
 from kawai_tools.files import free_space
 from kawai_tools.models.choosing import (
     File,
@@ -49,14 +50,24 @@ class Planner:
         self._hub = hub
         self._local_paths = local_paths
 
-    def plan(self, source_words: str, proj_words: str | None, *, force: bool) -> Plan:
+    def plan(
+        self,
+        source_words: str,
+        proj_words: str | None,
+        *,
+        force: bool,
+        pins: Mapping[str, str] | None = None,
+    ) -> Plan:
         """Plan the pull of a source; ``proj_words`` may be ``"none"``.
 
-        Raises ``InvalidRequest`` for words that make no sense, ``NotFound``, ``Conflict`` where the words
-        leave a choice or something else is installed there, and what :class:`Hub` raises.
+        ``pins`` are the digests that files must have, by their addresses, whatever a hub says of them.
+        Raises ``DigestMismatch`` where it says another, ``InvalidRequest`` for words that make no sense,
+        ``NotFound``, ``Conflict`` where the words leave a choice or something else is installed there, and
+        what :class:`Hub` raises.
         """
         source = self._parse(source_words)
-        planning = _Planning(self._store, self._hub.within(BUDGET), source, force=force)
+        pinned = {_url_of(self._parse(url)): sha256 for url, sha256 in (pins or {}).items()}
+        planning = _Planning(self._store, self._hub.within(BUDGET), source, pinned, force=force)
         if proj_words is None:
             return planning.plan(None, pair=True)
         if proj_words.lower() == NO_PROJECTION:
@@ -73,8 +84,10 @@ class Planner:
 class _Planning:
     """One source being planned."""
 
-    def __init__(self, store: Store, hub: Hub, source: Source, *, force: bool) -> None:
-        self.store, self.hub, self.source, self.force = store, hub, source, force
+    def __init__(
+        self, store: Store, hub: Hub, source: Source, pins: Mapping[str, str], *, force: bool
+    ) -> None:
+        self.store, self.hub, self.source, self.pins, self.force = store, hub, source, pins, force
         self.record: Record | None
         self.words = words_of(source)
         self.path, self.record = "", None  # set once it is known which model is meant
@@ -111,6 +124,7 @@ class _Planning:
         return all(size_of(self.store.layout, file) == file.size for file in record.files)
 
     def _plan_installed(self, record: Record, projection: File | None) -> Plan:
+        self._hold_installed(record)
         has = record.projection.url if record.projection else None
         files: tuple[PlanFile, ...] = ()
         if projection is not None and has != projection.url:
@@ -118,6 +132,15 @@ class _Planning:
             files = (self._plan_file(remote, projection, "projection"),)
         kept = record.weights if files else record.files
         return self._made(files, tuple(kept), exists=not files)
+
+    def _hold_installed(self, record: Record) -> None:
+        """Refuse an installed file that is another than the pinned one."""
+        for file in record.files:
+            if self.pins.get(file.url or "", file.sha256) != file.sha256:
+                raise DifferentVersion(
+                    f"{record.id} is installed, and {file.path} is another version than the pinned one",
+                    "--force replaces it",
+                )
 
     # what a source names
 
@@ -201,13 +224,23 @@ class _Planning:
                 "pull the model, and name this file with --proj",
             )
         try:
-            described = [self.hub.describe(first)]
+            described = [self._held_to_pin(self.hub.describe(first))]
         except FileNotOnHub as error:
             error.hint = self._offer(first) or error.hint
             raise
-        return described + [
-            replace(self.hub.describe(_at(file, _pin(first, described[0]))), url=file.url) for file in rest
-        ]
+        pin = _pin(first, described[0])
+        others = [replace(self.hub.describe(_at(file, pin)), url=file.url) for file in rest]
+        return described + [self._held_to_pin(remote) for remote in others]
+
+    def _held_to_pin(self, remote: RemoteFile) -> RemoteFile:
+        """The file with the digest that is pinned."""
+        pinned = self.pins.get(remote.url, remote.sha256)
+        if remote.sha256 not in {None, pinned}:
+            raise DigestMismatch(
+                f"{remote.url} has the digest {remote.sha256} now, and {pinned} is pinned",
+                "the file was replaced since it was chosen; nothing is fetched",
+            )
+        return replace(remote, sha256=pinned)
 
     def _offer(self, missing: File) -> str | None:
         """The file of the repository that comes nearest to one that is not there."""
@@ -220,13 +253,17 @@ class _Planning:
         return f"did you mean {missing.sibling(near[0]).url}" if near else None
 
     def _describe_projection(self, file: File, pin: HubFile | None) -> RemoteFile:
-        remote = replace(self.hub.describe(_at(file, pin)), url=file.url)
+        remote = self._held_to_pin(replace(self.hub.describe(_at(file, pin)), url=file.url))
         if not is_projection_name(name_of(file)) and not says_projection(self.hub.start_of(remote, PEEK)):
             raise NotAProjection(
                 f"{file.url} is not a projection",
                 "one command pulls one model; the second URL can only be its mmproj file",
             )
         return remote
+
+
+def _url_of(source: Source) -> str:
+    return str(source) if isinstance(source, HubRepo) else source.url
 
 
 def _pin(file: File, remote: RemoteFile) -> HubFile | None:

@@ -25,7 +25,7 @@ from kawai_tools.models import installing
 from kawai_tools.models.index import IdTaken, Index
 from kawai_tools.models.layout import Layout
 from kawai_tools.models.model import ModelDetails, ModelFile, ModelRow, Provenance, Setting
-from kawai_tools.models.naming import new_id
+from kawai_tools.models.naming import nearest, new_id
 from kawai_tools.models.records import Entry, Record, owner_and_stem
 from kawai_tools.models.removing import remove_model, remove_partial
 from kawai_tools.models.scan import by_path, refresh
@@ -83,15 +83,8 @@ class Store:
         return found[0]
 
     def _suggestion(self, ref: ModelRef) -> str:
-        """The id that comes nearest: as a whole, by a part of it, or by its beginning."""
-        from difflib import get_close_matches  # noqa: PLC0415 - only where something was mistyped
-
-        ids = {name.casefold(): name for name in self.ids()}
-        words, name = str(ref).casefold(), ref.name.casefold()
-        beginnings = {each.rpartition("/")[2][: len(name)]: each for each in ids}
-        near = get_close_matches(words, ids, n=1, cutoff=0.6) or [each for each in ids if name in each]
-        near = near or [beginnings[each] for each in get_close_matches(name, beginnings, n=1, cutoff=0.6)]
-        return f"did you mean {ids[near[0]]}" if near else "kawai models list shows what is installed"
+        near = nearest(str(ref), self.ids())
+        return f"did you mean {near[0]}" if near else "kawai models list shows what is installed"
 
     def show(self, ref: ModelRef) -> ModelDetails:
         """All that is known of a model."""

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from kawai_tools.contract import Level, NoRequest, Nothing, Operation, Payload, Request, Stream, Where
-from kawai_tools.errors import InUse
+from kawai_tools.errors import InUse, InvalidSource
 from kawai_tools.events import ModelPullEvent, VerifyEvent
 from kawai_tools.models.model import LoadedModel, ModelDetails, ModelList, PlanPayload
 from kawai_tools.operations.pace import check_connections, rate_of
@@ -66,7 +66,12 @@ def _index(workspace: Workspace, _: NoRequest) -> None:
 def _pull(workspace: Workspace, request: PullRequest) -> "Feed | PlanPayload":
     check_connections(request.connections)
     rate = rate_of(request.limit_rate)
-    plan = workspace.planner.plan(request.model_url, request.proj_url, force=request.force)
+    try:
+        plan = workspace.planner.plan(request.model_url, request.proj_url, force=request.force)
+    except InvalidSource as error:
+        if (entry := workspace.catalog.get(request.model_url)) is not None:
+            error.hint = f"it is an id of the catalog: kawai catalog pull {entry.row.id}"
+        raise
     if request.dry_run:
         return plan.payload
     job = workspace.puller.job(plan, connections=request.connections, limit_rate=rate)

@@ -123,6 +123,12 @@ def looks_near(origin: Origin) -> bool:
     return address.is_near if address else _LOCAL_NAME.fullmatch(origin.host) is not None
 
 
+def may_be_private(origin: Origin) -> bool:
+    """Whether a host's name alone says that it is no public one, or is spelled so that nobody can tell."""
+    address = spelled(origin)
+    return not address.is_public if address else looks_near(origin) or _is_odd(origin.host)
+
+
 def _is_odd(host: str) -> bool:
     """Whether a host is a number that only some resolvers read as an address, or no name at all."""
     if re.fullmatch(r"(0x[0-9a-f]*|\d+)(\.(0x[0-9a-f]*|\d+))*", host):

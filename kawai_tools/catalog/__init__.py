@@ -1,0 +1,1 @@
+"""The catalog: what could be installed, from lists that people have chosen."""

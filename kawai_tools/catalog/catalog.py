@@ -1,0 +1,145 @@
+"""The catalog as a whole: list, filter, search, find, and what of it is installed."""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from kawai_tools.catalog.entries import CatalogDetails, CatalogRow, Entry, Problem
+from kawai_tools.catalog.lists import Lists, Loaded
+from kawai_tools.errors import EntryNotFound, InvalidRequest
+from kawai_tools.files import free_space
+from kawai_tools.models.naming import nearest
+from kawai_tools.models.records import Entry as Installed
+from kawai_tools.models.store import Store
+
+ENDPOINTS = ("chat", "completion", "embeddings", "rerank")
+ABILITIES = ("images", "audio", "streaming", "reasoning", "tooling", "embedding")
+CAPABILITIES = (*ENDPOINTS, *ABILITIES)
+_MOST_ANSWERS = 64
+
+
+class Query(NamedTuple):
+    """Which entries are wanted; ``None`` wants any."""
+
+    category: str | None = None
+    search: str | None = None
+    capability: str | None = None
+    downloaded: bool | None = None
+
+
+class Catalog:
+    """What could be installed. Safe to share between threads."""
+
+    def __init__(self, lists: Lists, store: Store) -> None:
+        """Nothing is read yet."""
+        self._lists = lists
+        self._store = store
+        self._answers: tuple[object, dict[Query, list[CatalogRow]]] = (None, {})
+
+    def rows(self, query: Query) -> list[CatalogRow]:
+        """The entries that fit, in the catalog's order. Raises ``InvalidRequest``."""
+        self._store.recover()
+        key, loaded = self._lists.load()
+        now = (key, self._store.index.revision())
+        if self._answers[0] != now:
+            self._answers = (now, {})
+        answers = self._answers[1]
+        found = answers.get(query)
+        if found is None:
+            if len(answers) >= _MOST_ANSWERS:
+                answers.clear()
+            found = answers[query] = self._select(loaded, query)
+        return found
+
+    def _select(self, loaded: Loaded, query: Query) -> list[CatalogRow]:
+        entries: Sequence[Entry] = loaded.entries
+        if query.category is not None:
+            entries = _of_category(entries, query.category.casefold())
+        if query.capability is not None:
+            entries = _able(entries, query.capability.casefold())
+        if query.search is not None:
+            words = query.search.casefold().split()
+            entries = [entry for entry in entries if all(word in _searched(entry.row) for word in words)]
+        rows = self._told(entries)
+        if query.downloaded is None:
+            return rows
+        return [row for row in rows if row.downloaded is query.downloaded]
+
+    def _told(self, entries: Sequence[Entry]) -> list[CatalogRow]:
+        """The entries as they are shown, with what is installed."""
+        found = self._store.index.by_sources([entry.source for entry in entries])
+        rows = []
+        for entry in entries:
+            installed = next((each for each in found.get(entry.source, ()) if _is_all(entry, each)), None)
+            rows.append(
+                entry.row
+                if installed is None
+                else msgspec.structs.replace(entry.row, downloaded=True, validated=installed.validated)
+            )
+        return rows
+
+    def get(self, words: str) -> Entry | None:
+        """The entry of this id, in whatever case."""
+        folded = words.casefold()
+        return next(
+            (each for each in self._lists.load()[1].entries if each.row.id.casefold() == folded), None
+        )
+
+    def find(self, words: str) -> Entry:
+        """The entry of this id, in whatever case. Raises ``EntryNotFound`` naming the nearest."""
+        entry = self.get(words)
+        if entry is not None:
+            return entry
+        near = nearest(words, self.ids(), most=3)
+        hint = f"did you mean {' or '.join(near)}" if near else "kawai catalog list shows what there is"
+        raise EntryNotFound(f"there is no catalog entry {words[:200]!r}", hint)
+
+    def details(self, entry: Entry, memory: int | None) -> CatalogDetails:
+        """An entry, and whether there is room for it; ``memory`` is what the machine has."""
+        self._store.recover()
+        (row,) = self._told([entry])
+        return CatalogDetails(
+            **{name: getattr(row, name) for name in CatalogRow.__struct_fields__},
+            needed=0 if row.downloaded else row.files.about,
+            free=free_space(self._store.layout.store),
+            memory=memory,
+        )
+
+    def ids(self) -> list[str]:
+        """The ids of all entries."""
+        return [entry.row.id for entry in self._lists.load()[1].entries]
+
+    def problems(self) -> list[Problem]:
+        """What is wrong with the lists."""
+        return self._lists.load()[1].problems
+
+
+def _is_all(entry: Entry, installed: Installed) -> bool:
+    """Whether an installed model is all that the entry would install."""
+    projection = installed.record.projection
+    wanted = entry.proj_source
+    return installed.present and (wanted is None or (projection is not None and projection.url == wanted))
+
+
+def _of_category(entries: Iterable[Entry], wanted: str) -> list[Entry]:
+    """Those of the category; where none is called so, those whose category begins so."""
+    folded = [(entry.row.category.casefold(), entry) for entry in entries]
+    equal = [entry for category, entry in folded if category == wanted]
+    return equal or [entry for category, entry in folded if category.startswith(wanted)]
+
+
+def _able(entries: Iterable[Entry], capability: str) -> list[Entry]:
+    if capability not in CAPABILITIES:
+        known = ", ".join(CAPABILITIES)
+        raise InvalidRequest(f"there is no capability {capability[:40]!r}", f"choose one of {known}")
+    return [
+        entry
+        for entry in entries
+        if entry.row.capabilities.endpoint == capability
+        or (capability in ABILITIES and getattr(entry.row.capabilities, capability))
+    ]
+
+
+def _searched(row: CatalogRow) -> str:
+    return f"{row.id}\n{row.model_family}\n{row.metadata.description}".casefold()

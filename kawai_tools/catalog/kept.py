@@ -1,0 +1,63 @@
+"""The last good copy of each subscribed catalog, with what tells whether the server has another."""
+
+from collections.abc import Collection
+from datetime import datetime
+from pathlib import Path
+
+import msgspec
+
+from kawai_tools.errors import UNDECODABLE, HomeNotWritable
+from kawai_tools.files import clear_left_behind, make_directory, read_if_there, write_atomically
+
+MOST_REPLACED = 50
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """A copy as it was fetched. ``modified`` is the server's ``Last-Modified``.
+
+    ``replaced`` are the digests of the copies before it, newest first: one of them is an older copy.
+    """
+
+    url: str
+    text: str
+    etag: str | None
+    modified: datetime | None
+    fetched_at: datetime
+    replaced: list[str] = []
+
+
+class Keeper:
+    """The folder of kept copies."""
+
+    def __init__(self, folder: Path) -> None:
+        """Nothing is read yet."""
+        self.folder = folder
+
+    def path(self, url: str) -> Path:
+        """Where the copy of a subscription is."""
+        import hashlib  # noqa: PLC0415 - only where something is subscribed to
+
+        return self.folder / f"{hashlib.sha256(url.encode()).hexdigest()[:24]}.json"
+
+    def read(self, url: str) -> Kept | None:
+        """The copy of a subscription; ``None`` where there is none that can be read."""
+        try:
+            kept = msgspec.json.decode(read_if_there(self.path(url)) or b"", type=Kept)
+        except (*UNDECODABLE, HomeNotWritable):
+            return None
+        return kept if kept.url == url else None
+
+    def write(self, kept: Kept) -> None:
+        """Keep a copy instead of the one before. Raises ``HomeNotWritable`` or ``NoSpace``."""
+        make_directory(self.folder)
+        write_atomically(self.path(kept.url), msgspec.json.encode(kept))
+
+    def tidy(self, urls: Collection[str]) -> None:
+        """Remove the copies of what is subscribed to no more, and what killed writers have left."""
+        if not self.folder.is_dir():
+            return
+        clear_left_behind(self.folder)
+        wanted = {self.path(url) for url in urls}
+        for path in self.folder.glob("*.json"):
+            if path not in wanted:
+                path.unlink(missing_ok=True)

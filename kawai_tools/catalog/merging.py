@@ -1,0 +1,75 @@
+"""Reads every list and puts them together; a broken one is left out, and the others stand."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from kawai_tools.catalog.entries import Entry, Problem
+from kawai_tools.catalog.lists import OWN, Loaded, read_file
+from kawai_tools.catalog.reading import MOST_BYTES, Malformed
+from kawai_tools.catalog.schema import Terms, read_catalog
+
+if TYPE_CHECKING:
+    from kawai_tools.catalog.lists import Lists
+
+MOST_WARNINGS = 10
+"""How many of one list are told; the rest is counted."""
+
+
+def terms_of(lists: "Lists", url: str) -> Terms:
+    """The terms of a subscribed catalog: its own host may be on a private network, as it is itself."""
+    host = (urlsplit(url).hostname or "").lower()
+    return Terms(url, url, lists.endpoint, lists.hosts | {host})
+
+
+def read_all(lists: "Lists", paths: list[Path]) -> Loaded:
+    """The entries of all lists. ``paths`` are kawai's own, the user's, and those of kept copies."""
+    entries: dict[str, Entry] = {}
+    problems: list[Problem] = []
+    own, *others = paths
+    users = others[: len(others) - len(lists.subscriptions)]
+    all_terms = [Terms(OWN, "kawai's own catalog", lists.endpoint, lists.hosts, strict=True)]
+    all_terms += [Terms(path.name, str(path), lists.endpoint, lists.hosts) for path in users]
+    for terms, path in zip(all_terms, [own, *users], strict=True):
+        _add(terms, _from_disk(path, terms, problems), entries, problems)
+    for url in lists.subscriptions:
+        kept = lists.keeper.read(url)
+        if kept is None:
+            problems.append(
+                Problem(url, None, "not fetched yet; kawai catalog update does that", refused=False)
+            )
+        _add(terms_of(lists, url), kept.text.encode() if kept else None, entries, problems)
+    return Loaded(list(entries.values()), problems)
+
+
+def _from_disk(path: Path, terms: Terms, problems: list[Problem]) -> bytes | None:
+    try:
+        return read_file(path, MOST_BYTES)
+    except OSError as error:
+        problems.append(Problem(terms.where, None, f"it cannot be read: {error.strerror}", refused=True))
+        return None
+
+
+def _add(terms: Terms, data: bytes | None, entries: dict[str, Entry], problems: list[Problem]) -> None:
+    """Add what a list has under ids that are free."""
+    if data is None:
+        return
+    try:
+        found, warnings = read_catalog(data, terms)
+    except Malformed as error:
+        problems.append(Problem(terms.where, error.line, error.words, refused=True))
+        return
+    for entry in found:
+        taken = entries.setdefault(entry.row.id.casefold(), entry)
+        if taken is not entry:
+            words = f"{entry.row.id} is left out: {taken.row.catalog} has that id already"
+            warnings.append(Problem(terms.where, None, words, refused=False))
+    problems.extend(_few(terms, warnings))
+
+
+def _few(terms: Terms, warnings: list[Problem]) -> Iterator[Problem]:
+    yield from warnings[:MOST_WARNINGS]
+    if len(warnings) > MOST_WARNINGS:
+        words = f"and {len(warnings) - MOST_WARNINGS} more of such"
+        yield Problem(terms.where, None, words, refused=False)

@@ -1,0 +1,127 @@
+"""Keeps subscribed catalogs up to date: a copy is replaced by a good, newer one, and by nothing else.
+
+Asked conditionally (RFC 9110, ``If-None-Match``). A copy is older than the one held if the server says so
+(``Last-Modified``), or if it is one that the held copy has replaced.
+"""
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+from kawai_tools.catalog.entries import CatalogUpdate
+from kawai_tools.catalog.kept import MOST_REPLACED, Kept
+from kawai_tools.catalog.lists import Lists
+from kawai_tools.catalog.merging import terms_of
+from kawai_tools.catalog.reading import MOST_BYTES, Malformed
+from kawai_tools.catalog.schema import read_catalog
+from kawai_tools.errors import BadResponse, BrokenCatalog, KawaiError, OlderCatalog
+from kawai_tools.refs import PlainUrl
+from kawai_tools.transfer.asking import Asker
+from kawai_tools.transfer.hub import refusal
+from kawai_tools.transfer.responses import Response
+
+_AT_ONCE = 8
+_STANDS = "the copy that is held stays in use"
+
+
+class Subscriptions:
+    """The subscribed catalogs of one configuration."""
+
+    def __init__(self, lists: Lists, asker: Asker) -> None:
+        """Nothing is asked yet."""
+        self._lists = lists
+        self._asker = asker
+
+    def update(self) -> list[CatalogUpdate]:
+        """Ask for every one of them, some at a time; what became of each."""
+        urls = self._lists.subscriptions
+        self._lists.keeper.tidy(urls)
+        if not urls:
+            return []
+        with ThreadPoolExecutor(min(_AT_ONCE, len(urls)), "catalog") as pool:
+            return list(pool.map(self._update, urls))
+
+    def _update(self, url: str) -> CatalogUpdate:
+        held = self._lists.keeper.read(url)
+        error, count = None, None
+        try:
+            kept, count = self._fetch(url, held)
+        except KawaiError as problem:
+            if held is not None:
+                problem.hint = f"{problem.hint}; {_STANDS}" if problem.hint else _STANDS
+            kept, error = held, problem.info
+        if count is None:
+            count = self._count(held)
+        changed = kept is not None and (held is None or kept.text != held.text)
+        return CatalogUpdate(url=url, entries=count, changed=changed, error=error)
+
+    def _count(self, held: Kept | None) -> int:
+        try:
+            return len(read_catalog(held.text.encode(), terms_of(self._lists, held.url))[0]) if held else 0
+        except Malformed:  # a copy of the time of other rules, or of other settings
+            return 0
+
+    def _fetch(self, url: str, held: Kept | None) -> tuple[Kept | None, int | None]:
+        """The copy that is to be held, and its entries where they were counted."""
+        headers = {"If-None-Match": held.etag} if held and held.etag else {}
+        source = PlainUrl(url)
+
+        def use(answer: Response) -> tuple[Kept | None, int | None]:
+            if answer.status == 304 and held is not None:  # noqa: PLR2004 - Not Modified
+                return held, None
+            if answer.status != 200:  # noqa: PLR2004 - OK
+                raise BadResponse(f"{url} answers with status {answer.status}")
+            return self._take(url, held, answer)
+
+        return self._asker.ask(
+            "GET", url, use, lambda answer: refusal(answer, source, has_token=False), headers=headers
+        )
+
+    def _take(self, url: str, held: Kept | None, answer: Response) -> tuple[Kept, int]:
+        """Keep what the server sends, if it is a good catalog and no older one."""
+        data = answer.read(MOST_BYTES)
+        try:
+            entries, _ = read_catalog(data, terms_of(self._lists, url))
+        except Malformed as error:
+            line = f", line {error.line}" if error.line else ""
+            raise BrokenCatalog(f"{url}{line}: {error.words}") from None
+        kept = Kept(
+            url=url,
+            text=data.decode("utf-8-sig"),
+            etag=answer.header("ETag"),
+            modified=_modified(answer),
+            fetched_at=datetime.now(UTC).replace(microsecond=0),
+            replaced=_replaced(held),
+        )
+        if held is not None and held.text == kept.text:
+            kept = Kept(url, held.text, kept.etag, kept.modified, kept.fetched_at, held.replaced)
+        elif held is not None and self._is_older(kept, held):
+            raise OlderCatalog(
+                f"{url} serves an older copy than the one that is held",
+                f"if it is meant, remove {self._lists.keeper.path(url)} and run kawai catalog update",
+            )
+        self._lists.keeper.write(kept)
+        return kept, len(entries)
+
+    @staticmethod
+    def _is_older(new: Kept, held: Kept) -> bool:
+        if new.modified and held.modified and new.modified != held.modified:
+            return new.modified < held.modified
+        return _digest(new.text) in held.replaced
+
+
+def _replaced(held: Kept | None) -> list[str]:
+    return [_digest(held.text), *held.replaced][:MOST_REPLACED] if held else []
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _modified(answer: Response) -> datetime | None:
+    try:
+        moment = parsedate_to_datetime(answer.header("Last-Modified") or "")
+    except ValueError:
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -1,0 +1,220 @@
+"""``kawai catalog``: choose a model from a list, and pull it."""
+
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from kawai_tools.cli import text
+from kawai_tools.cli.completion import entry_ids
+from kawai_tools.cli.groups import LAZY, KawaiCommand, group
+from kawai_tools.cli.invocation import Invocation, invocation
+from kawai_tools.cli.options import Connections, DryRun, LimitRate
+from kawai_tools.cli.output import Output
+from kawai_tools.cli.running import run
+from kawai_tools.cli.text import Column, safe
+
+if TYPE_CHECKING:
+    from kawai_tools.catalog.entries import CatalogDetails, CatalogFile, CatalogRow, CatalogUpdate
+    from kawai_tools.models.model import Capabilities, PlanPayload
+    from kawai_tools.transfer.pulls import Feed
+
+app = group(LAZY["catalog"])
+
+Id = Annotated[
+    str, typer.Argument(metavar="ID", help="A model, as catalog list names it.", autocompletion=entry_ids)
+]
+_DIGEST = 12
+
+
+@app.command("list", cls=KawaiCommand)
+def list_(
+    context: typer.Context,
+    category: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Only this category, or those that begin so (embed).")
+    ] = None,
+    search: Annotated[
+        str | None, typer.Option(metavar="WORDS", help="Only those whose id, family or description has them.")
+    ] = None,
+    capability: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="chat, images, audio, reasoning, tooling, embeddings, rerank, ..."),
+    ] = None,
+    downloaded: Annotated[
+        bool | None,
+        typer.Option("--downloaded/--not-downloaded", help="Only those that are installed, or are not."),
+    ] = None,
+) -> None:
+    """List the models that the catalog offers."""
+    from kawai_tools.operations.catalog import CATALOG_LIST, CatalogRequest  # noqa: PLC0415 - help needs none
+
+    this = invocation(context)
+    request = CatalogRequest(category=category, search=search, capability=capability, downloaded=downloaded)
+    rows = cast("list[CatalogRow]", run(this, CATALOG_LIST, request))
+    if not rows and request != CatalogRequest():
+        this.output.note("no model of the catalog is like that; kawai catalog list shows all")
+    this.output.payload(rows, lambda found: _table(this.output, found) if found else "")
+    _tell_problems(this)
+
+
+def _tell_problems(this: Invocation) -> None:
+    for problem in this.workspace.catalog.problems():
+        this.output.warn(f"{'left out: ' if problem.refused else ''}{problem}")
+
+
+@app.command(cls=KawaiCommand)
+def show(context: typer.Context, model: Id) -> None:
+    """Show one model of the catalog, and whether there is room for it."""
+    from kawai_tools.operations.catalog import CATALOG_SHOW, EntryRequest  # noqa: PLC0415
+
+    this = invocation(context)
+    details = cast("CatalogDetails", run(this, CATALOG_SHOW, EntryRequest(model)))
+    this.output.payload(details, lambda found: _shown(this.output, found))
+
+
+@app.command(cls=KawaiCommand)
+def pull(
+    context: typer.Context,
+    model: Id,
+    force: Annotated[
+        bool, typer.Option("--force", help="Ask the hub again and replace what has changed.")
+    ] = False,
+    dry_run: DryRun = False,
+    limit_rate: LimitRate = None,
+    connections: Connections = None,
+) -> None:
+    """Pull a model of the catalog. What was begun before is gone on with."""
+    from kawai_tools.cli import showing  # noqa: PLC0415
+    from kawai_tools.cli.following import follow_pull, tell_installed  # noqa: PLC0415
+    from kawai_tools.operations.catalog import CATALOG_PULL, CatalogPullRequest  # noqa: PLC0415
+
+    this = invocation(context)
+    request = CatalogPullRequest(
+        model, force=force, dry_run=dry_run, limit_rate=limit_rate, connections=connections
+    )
+    this.keep_log()
+    answer = run(this, CATALOG_PULL, request)
+    if dry_run:
+        this.output.payload(cast("PlanPayload", answer), lambda plan: showing.plan(this.output, plan))
+    else:
+        tell_installed(this, follow_pull(this, cast("Feed", answer)))
+
+
+@app.command(cls=KawaiCommand)
+def update(context: typer.Context) -> None:
+    """Fetch the catalogs that are subscribed to. The exit code is that of the first failure."""
+    from kawai_tools.contract import NoRequest  # noqa: PLC0415
+    from kawai_tools.errors import from_info  # noqa: PLC0415
+    from kawai_tools.operations.catalog import CATALOG_UPDATE  # noqa: PLC0415
+
+    this = invocation(context)
+    updates = cast("list[CatalogUpdate]", run(this, CATALOG_UPDATE, NoRequest()))
+    if not updates:
+        this.output.note("no catalogs are subscribed to; the setting catalogs (KAWAI_CATALOGS) names them")
+    this.output.payload(updates, lambda found: "".join(map(_updated, found)))
+    failed = [each.error for each in updates if each.error is not None]
+    for error in () if this.output.json else failed:
+        this.output.error(error)
+    if failed:
+        raise typer.Exit(from_info(failed[0]).exit_code)
+
+
+# what people see
+
+
+def _table(output: Output, rows: "list[CatalogRow]") -> str:
+    columns = (
+        Column("ID"),
+        Column("CATEGORY", shrinks=True, keeps_start=True),
+        Column("SIZE", right=True),
+        Column("HERE"),
+        Column("CAPABILITIES", shrinks=True, keeps_start=True),
+    )
+    shown = [
+        (
+            row.id,
+            row.category,
+            text.size(row.files.about),
+            "✓" if row.downloaded else "",
+            _capabilities(row.capabilities),
+        )
+        for row in rows
+    ]
+    return output.table(columns, shown)
+
+
+def _capabilities(can: "Capabilities", *, streaming: bool = False) -> str:
+    """What the model can be asked; that a chat streams goes without saying in a table."""
+    named = ("images", "audio", *(("streaming",) if streaming else ()), "reasoning", "tooling")
+    return ", ".join([can.endpoint, *(name for name in named if getattr(can, name))])
+
+
+def _shown(output: Output, model: "CatalogDetails") -> str:
+    metadata = model.metadata
+    created = "-" if metadata.created is None else text.day(metadata.created)
+    kind = ", ".join(filter(None, (model.gguf_arch, model.architecture)))
+    facts = [
+        ("Model", model.id),
+        ("Category", model.category),
+        ("By", f"{model.owned_by} ({model.model_family})"),
+        ("Architecture", kind or "-"),
+        ("Capabilities", _capabilities(model.capabilities, streaming=True)),
+        (
+            "License",
+            f"{metadata.license or '-'}{', gated: the hub asks for a token' if model.gated_model else ''}",
+        ),
+        ("Created", created),
+        ("Web page", model.web_page or "-"),
+        *((("Collections", ", ".join(metadata.collections)),) if metadata.collections else ()),
+        *((("Settings", _config(model)),) if _config(model) else ()),
+        ("Catalog", model.catalog),
+        ("Installed", _installed(model)),
+    ]
+    room = [
+        ("Total", text.size(model.files.about)),
+        ("Disk", _room(model.needed, model.free, "free")),
+        ("Memory", _room(model.files.about, model.memory, "in all")),
+    ]
+    parts = [
+        f"{output.wrapped(metadata.description)}\n" if metadata.description else "",
+        text.facts([(name, safe(value)) for name, value in facts]),
+        _files(output, model),
+        text.facts(room),
+        f"kawai catalog pull {model.id}\n",
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _config(model: "CatalogDetails") -> str:
+    values = {name: getattr(model.config, name) for name in model.config.__struct_fields__}
+    return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
+
+
+def _installed(model: "CatalogDetails") -> str:
+    return ("yes, verified" if model.validated else "yes") if model.downloaded else "no"
+
+
+def _room(wanted: int | None, there: int | None, which: str) -> str:
+    """Whether so many bytes go in; memory holds the files and what is computed with them."""
+    if wanted is None or there is None:
+        return f"not known ({text.size(there)} {which})"
+    if wanted == 0:
+        return f"nothing more is needed ({text.size(there)} {which})"
+    verdict = "fits" if wanted <= there else "does not fit"
+    return f"{verdict}: {text.size(wanted)} of {text.size(there)} {which}"
+
+
+def _files(output: Output, model: "CatalogDetails") -> str:
+    columns = (Column("FILE", shrinks=True), Column("SIZE", right=True), Column("SHA256"), Column("ROLE"))
+    files = [(file, "weights") for file in model.files.model]
+    files += [(model.files.proj, "projection")] if model.files.proj else []
+    return output.table(columns, [_file(file, role) for file, role in files])
+
+
+def _file(file: "CatalogFile", role: str) -> tuple[str, str, str, str]:
+    digest = (file.sha256 or "-")[:_DIGEST]
+    return (file.url.rpartition("/")[2], text.size(file.about), digest, role)
+
+
+def _updated(update: "CatalogUpdate") -> str:
+    news = "not updated" if update.error else "new" if update.changed else "unchanged"
+    return f"{safe(update.url)}: {news}, {update.entries} entries\n"

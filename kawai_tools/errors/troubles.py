@@ -1,0 +1,145 @@
+"""What went wrong elsewhere: with a server, with bytes, with the disk, for now, or in kawai itself."""
+
+from kawai_tools.failure import ErrorType, KawaiError
+
+
+class Upstream(KawaiError):
+    """Hub, release server or engine failed."""
+
+    type = ErrorType.UPSTREAM
+    status = 502
+
+
+class Unreachable(Upstream):
+    """Refused, cut off or broken, again and again."""
+
+
+class UpstreamTimeout(Upstream, status=504):
+    """It answered too slowly, or fell silent."""
+
+
+class RateLimited(Upstream):
+    """429, and waiting did not help."""
+
+    lasting: bool = False
+    """Whether it is known to last longer than anybody waits."""
+
+
+class BadRedirect(Upstream):
+    """A redirect that loops, leaves http(s) or is refused."""
+
+
+class BadCertificate(Upstream):
+    """TLS that cannot be trusted."""
+
+
+class BadResponse(Upstream):
+    """An answer that breaks its protocol."""
+
+
+class EntryGone(Upstream):
+    """A file of a catalog entry that the hub no longer has."""
+
+
+class Integrity(KawaiError):
+    """Bytes that are not what they should be."""
+
+    type = ErrorType.INTEGRITY
+    status = 422
+
+
+class DigestMismatch(Integrity):
+    """SHA-256 or size differ from what was promised."""
+
+
+class MalformedGguf(Integrity):
+    """Not a GGUF file, or a broken one."""
+
+
+class NotAModel(Integrity):
+    """A web page, a pointer or a projection instead of a model."""
+
+
+class IncompleteModel(Integrity):
+    """A set of shards or files with one missing."""
+
+
+class UnsafeArchive(Integrity):
+    """An archive with a member that could reach outside, or that is more than any build needs."""
+
+
+class BrokenArchive(Integrity):
+    """An archive that is cut short, damaged, or not the kind that a build comes in."""
+
+
+class NoDigest(Integrity):
+    """A release whose asset has no digest to hold it to."""
+
+
+class ProbeFailed(Integrity):
+    """A build that does not start or does not work on this machine."""
+
+
+class BrokenState(Integrity):
+    """A state file that cannot be trusted."""
+
+
+class BrokenCatalog(Integrity):
+    """A catalog that is none, or has something in it that a catalog may not have."""
+
+
+class OlderCatalog(Integrity):
+    """An older copy of a catalog than the one that is held."""
+
+
+class NoSpace(KawaiError):
+    """The disk would not hold it."""
+
+    type = ErrorType.NO_SPACE
+    status = 507
+
+
+class Unavailable(KawaiError):
+    """Not now."""
+
+    type = ErrorType.UNAVAILABLE
+    status = 503
+
+
+class Offline(Unavailable):
+    """The network is needed and --offline forbids it."""
+
+
+class NoServer(Unavailable):
+    """No kawai server runs on this home."""
+
+
+class ServerClosing(Unavailable):
+    """The server is shutting down."""
+
+
+class HomeNotWritable(Unavailable):
+    """The directory for kawai's files cannot be written."""
+
+
+class StoreMissing(Unavailable):
+    """The store's directory is not there (an unmounted disk?)."""
+
+
+class IndexUnavailable(Unavailable):
+    """The index cannot be used where it is."""
+
+
+class UnsupportedPlatform(Unavailable):
+    """Kawai does not run on this operating system."""
+
+
+class Internal(KawaiError):
+    """A bug in kawai."""
+
+    type = ErrorType.INTERNAL
+    status = 500
+
+
+class RemoteFault(Internal):
+    """A bug in the kawai that was asked."""

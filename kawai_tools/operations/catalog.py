@@ -1,0 +1,151 @@
+"""The rows of the catalog."""
+
+from typing import TYPE_CHECKING
+
+from kawai_tools.catalog.catalog import Query
+from kawai_tools.catalog.entries import CatalogDetails, CatalogRow, CatalogUpdate
+from kawai_tools.contract import Level, NoRequest, Operation, Payload, Request, Stream
+from kawai_tools.errors import EntryNotFound, InvalidId, KawaiError
+from kawai_tools.events import ModelPullEvent
+from kawai_tools.models.model import PlanPayload
+from kawai_tools.operations.pace import check_connections, rate_of
+from kawai_tools.refs import parse_model, parse_source
+from kawai_tools.workspace import Workspace
+
+if TYPE_CHECKING:
+    from kawai_tools.catalog.entries import Entry
+    from kawai_tools.transfer.pulls import Feed
+
+
+class CatalogRequest(Request, frozen=True, kw_only=True):
+    """Which entries: all conditions that are given must hold."""
+
+    category: str | None = None
+    search: str | None = None
+    capability: str | None = None
+    downloaded: bool | None = None
+
+
+class FilterRequest(Request, frozen=True):
+    """A category, or how one begins."""
+
+    filter: str
+
+
+class EntryRequest(Request, frozen=True):
+    """A row about one entry."""
+
+    model: str
+
+
+class CatalogPullRequest(Request, frozen=True):
+    """Which entry to pull; ``limit_rate`` is bytes per second or ``"20M"``."""
+
+    model: str
+    force: bool = False
+    dry_run: bool = False
+    limit_rate: int | str | None = None
+    connections: int | None = None
+
+
+def _list(workspace: Workspace, request: CatalogRequest) -> list[CatalogRow]:
+    query = Query(request.category, request.search, request.capability, request.downloaded)
+    return workspace.catalog.rows(query)
+
+
+def _filter(workspace: Workspace, request: FilterRequest) -> list[CatalogRow]:
+    return workspace.catalog.rows(Query(category=request.filter))
+
+
+def _show(workspace: Workspace, request: EntryRequest) -> CatalogDetails:
+    return workspace.catalog.details(_find(workspace, request.model), workspace.machine.memory)
+
+
+def _find(workspace: Workspace, words: str) -> "Entry":
+    """The entry that is meant; a source is answered with the command that pulls it."""
+    try:
+        parse_model(words)
+        return workspace.catalog.find(words)
+    except (InvalidId, EntryNotFound) as error:
+        if _is_source(workspace, words):
+            error.hint = f"that is no id of the catalog, but a source: kawai models pull {words}"
+        raise
+
+
+def _is_source(workspace: Workspace, words: str) -> bool:
+    try:
+        parse_source(words, workspace.settings.hub_endpoint)
+    except KawaiError:
+        return False
+    return True
+
+
+def _pull(workspace: Workspace, request: CatalogPullRequest) -> "Feed | PlanPayload":
+    from kawai_tools.catalog.planning import plan_entry  # noqa: PLC0415 - a list plans nothing
+
+    check_connections(request.connections)
+    rate = rate_of(request.limit_rate)
+    entry = _find(workspace, request.model)
+    plan = plan_entry(
+        workspace.planner, entry, force=request.force, has_token=bool(workspace.outbound.credentials)
+    )
+    if request.dry_run:
+        return plan.payload
+    job = workspace.puller.job(plan, connections=request.connections, limit_rate=rate)
+    return workspace.pulls.start(job)
+
+
+def _update(workspace: Workspace, _: NoRequest) -> list[CatalogUpdate]:
+    return workspace.subscriptions.update()
+
+
+CATALOG_LIST = Operation(
+    name="catalog.list",
+    method="GET",
+    path="/v1/catalog",
+    request=CatalogRequest,
+    result=Payload(list[CatalogRow]),
+    level=Level.READ,
+    run=_list,
+    summary="List the models that the catalog offers",
+)
+CATALOG_FILTER = Operation(
+    name="catalog.filter",
+    method="GET",
+    path="/v1/catalog/filter/{filter}",
+    request=FilterRequest,
+    result=Payload(list[CatalogRow]),
+    level=Level.READ,
+    run=_filter,
+    summary="List the models of one category",
+)
+CATALOG_SHOW = Operation(
+    name="catalog.show",
+    method="GET",
+    path="/v1/catalog/{model}",
+    request=EntryRequest,
+    result=Payload(CatalogDetails),
+    level=Level.READ,
+    run=_show,
+    summary="Show one model of the catalog, and whether there is room for it",
+)
+CATALOG_PULL = Operation(
+    name="catalog.pull",
+    method="POST",
+    path="/v1/catalog/pull/{model}",
+    request=CatalogPullRequest,
+    result=Stream(ModelPullEvent, dry_run=PlanPayload),
+    level=Level.CATALOG_PULL,
+    run=_pull,
+    summary="Pull a model of the catalog",
+)
+CATALOG_UPDATE = Operation(
+    name="catalog.update",
+    method="POST",
+    path="/v1/catalog/update",
+    request=NoRequest,
+    result=Payload(list[CatalogUpdate]),
+    level=Level.ADMIN,
+    run=_update,
+    summary="Fetch the catalogs that are subscribed to",
+)
