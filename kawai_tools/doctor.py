@@ -142,7 +142,7 @@ class Doctor:
         problems = self._catalog.problems()
         for problem in problems:
             status: Literal["warn", "fail"] = "fail" if problem.refused else "warn"
-            yield Check("catalog", status, str(problem), "mend it, or take it out of the catalogs")
+            yield Check("catalog", status, str(problem), problem.fix)
         if not any(problem.refused for problem in problems):
             yield Check("catalog", "ok", f"{len(self._catalog.ids())} models to choose from")
 

@@ -131,6 +131,7 @@ class Problem(msgspec.Struct, frozen=True):
     line: int | None
     words: str
     refused: bool
+    fix: str = "mend it, or take it out of the catalogs"
 
     def __str__(self) -> str:
         """Where, and what."""

@@ -37,7 +37,13 @@ def read_all(lists: "Lists", paths: list[Path]) -> Loaded:
         kept = lists.keeper.read(url)
         if kept is None:
             problems.append(
-                Problem(url, None, "not fetched yet; kawai catalog update does that", refused=False)
+                Problem(
+                    url,
+                    None,
+                    "not fetched yet; kawai catalog update does that",
+                    refused=False,
+                    fix="kawai catalog update",
+                )
             )
         _add(terms_of(lists, url), kept.text.encode() if kept else None, entries, problems)
     return Loaded(list(entries.values()), problems)

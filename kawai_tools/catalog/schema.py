@@ -227,6 +227,7 @@ def _converted(node: Node, terms: Terms, warnings: list[Problem]) -> _Entry:
     if not isinstance(node.parts, dict):
         raise Malformed(f"an entry must be a mapping, not {node.kind}", node.line)
     _read_created(node)
+    _read_digests(node)
     while True:
         try:
             return msgspec.convert(node.plain(), _Entry)
@@ -250,6 +251,14 @@ def _read_created(entry: Node) -> None:
         metadata.parts["created"] = given._replace(value=seconds)
     elif not isinstance(given.value, int) or isinstance(given.value, bool):
         raise Malformed(f"created must be a date such as 2025-05-03, not {given.text[:40]!r}", given.line)
+
+
+def _read_digests(entry: Node) -> None:
+    """Take digests as they are written: one without letters is no number."""
+    model = entry.at("$.files.model").parts
+    for file in [*(model if isinstance(model, list) else ()), entry.at("$.files.proj")]:
+        if isinstance(file.parts, dict) and (given := file.parts.get("sha256")) and given.text:
+            file.parts["sha256"] = given._replace(value=given.text)
 
 
 _WANTED = {"str": "a text", "int": "a whole number", "float": "a number", "bool": "true or false"}
