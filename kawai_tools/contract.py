@@ -68,6 +68,8 @@ class Operation(msgspec.Struct, Generic[R], frozen=True, kw_only=True):
 
     ``path`` is ``None`` for a row without a route. Fields of ``request`` named in ``path`` come from
     there; for ``GET`` and ``DELETE`` the others are query parameters, else keys of the JSON body.
+    ``at_hand`` gives the payload at once where it is in memory and small, and ``None`` where ``run`` must be
+    asked; it never blocks, so that a server needs no thread for it.
     """
 
     name: str
@@ -79,6 +81,7 @@ class Operation(msgspec.Struct, Generic[R], frozen=True, kw_only=True):
     run: Callable[[Workspace, R], object]
     summary: str
     where: Where = Where.ANY
+    at_hand: Callable[[Workspace, R], object | None] | None = None
 
     @property
     def path_fields(self) -> tuple[str, ...]:

@@ -122,6 +122,8 @@ class _Face:
         """Carry out a row; its payload, nothing, or its events are the answer."""
         body = await _body(request)
         asked = decode(row, request.path_params, request.scope["query_string"], body)
+        if row.at_hand is not None and (known := row.at_hand(self._workspace, asked)) is not None:
+            return _answer(known)
         if not isinstance(row.result, Stream):
             return await self._in_thread(self._others, lambda: _answer(row.run(self._workspace, asked)))
         last_event_id(request.headers)  # refused, if it must be, before anything is begun

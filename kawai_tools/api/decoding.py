@@ -1,6 +1,7 @@
 """From path, query and body to the request of a row, strictly."""
 
 from collections.abc import Collection, Mapping
+from functools import cache
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -16,8 +17,7 @@ _MOST_PARAMETERS = 100
 
 def decode(row: Operation[Request], path: Mapping[str, str], query: bytes, body: bytes) -> Request:
     """What the row is asked. Raises ``InvalidBody`` or ``InvalidRequest`` naming what is wrong."""
-    names = {field.encode_name for field in msgspec.structs.fields(row.request)}
-    takes = sorted(names.difference(row.path_fields))
+    takes = _takes(row.request, row.path_fields)
     if row.method in BODILESS and body:
         raise InvalidBody(f"{row.method} {row.path} takes no body", "put what is asked into the query")
     parameters = _parameters(query, takes if row.method in BODILESS else ())
@@ -27,6 +27,12 @@ def decode(row: Operation[Request], path: Mapping[str, str], query: bytes, body:
     except msgspec.ValidationError as error:
         kind = InvalidRequest if row.method in BODILESS else InvalidBody
         raise kind(f"{row.name} cannot be asked this: {error}", _hint(takes)) from None
+
+
+@cache
+def _takes(request: type[Request], path_fields: tuple[str, ...]) -> list[str]:
+    names = {field.encode_name for field in msgspec.structs.fields(request)}
+    return sorted(names.difference(path_fields))
 
 
 def _parameters(query: bytes, takes: Collection[str]) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """The catalog as a whole: list, filter, search, find, and what of it is installed."""
 
+import time
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -16,7 +17,12 @@ from kawai_tools.models.store import Store
 ENDPOINTS = ("chat", "completion", "embeddings", "rerank")
 ABILITIES = ("images", "audio", "streaming", "reasoning", "tooling", "embedding")
 CAPABILITIES = (*ENDPOINTS, *ABILITIES)
-_MOST_ANSWERS = 64
+_MOST_ANSWERS = 32
+_FEW = 500
+"""Entries that are encoded in no time."""
+
+FRESH = 0.02
+"""Seconds for which the disk counts as looked at: what this process changes is known at once all the same."""
 
 
 class Query(NamedTuple):
@@ -28,6 +34,16 @@ class Query(NamedTuple):
     downloaded: bool | None = None
 
 
+class _Answers(NamedTuple):
+    """What was answered in one state of lists and index; ``looked_at`` is when that was found to be so."""
+
+    state: object
+    changes: tuple[int, int]
+    looked_at: float
+    answers: dict[Query, list[CatalogRow]]
+    encoded: dict[Query, msgspec.Raw]
+
+
 class Catalog:
     """What could be installed. Safe to share between threads."""
 
@@ -35,22 +51,37 @@ class Catalog:
         """Nothing is read yet."""
         self._lists = lists
         self._store = store
-        self._answers: tuple[object, dict[Query, list[CatalogRow]]] = (None, {})
+        self._answers = _Answers(None, (0, 0), 0.0, {}, {})
 
     def rows(self, query: Query) -> list[CatalogRow]:
         """The entries that fit, in the catalog's order. Raises ``InvalidRequest``."""
+        changes, at = self._changes(), time.monotonic()
         self._store.recover()
         key, loaded = self._lists.load()
         now = (key, self._store.index.revision())
-        if self._answers[0] != now:
-            self._answers = (now, {})
-        answers = self._answers[1]
+        known = self._answers
+        answers, encoded = (known.answers, known.encoded) if known.state == now else ({}, {})
         found = answers.get(query)
         if found is None:
             if len(answers) >= _MOST_ANSWERS:
                 answers.clear()
+                encoded.clear()
             found = answers[query] = self._select(loaded, query)
+        self._answers = _Answers(now, changes, at, answers, encoded)
         return found
+
+    def at_hand(self, query: Query) -> msgspec.Raw | None:
+        """The same as JSON, where it was answered just now and nothing has changed since; never blocks."""
+        known = self._answers
+        if known.changes != self._changes() or time.monotonic() - known.looked_at > FRESH:
+            return None
+        encoded, found = known.encoded.get(query), known.answers.get(query)
+        if encoded is None and found is not None and len(found) <= _FEW:
+            encoded = known.encoded[query] = msgspec.Raw(msgspec.json.encode(found))
+        return encoded
+
+    def _changes(self) -> tuple[int, int]:
+        return self._lists.changes, self._store.index.changes
 
     def _select(self, loaded: Loaded, query: Query) -> list[CatalogRow]:
         entries: Sequence[Entry] = loaded.entries

@@ -50,6 +50,8 @@ class Lists:
         self.keeper = Keeper(data / "kept")
         self._cache = data / "parsed.json"
         self._known: tuple[str, Loaded] | None = None
+        self.changes = 0
+        """How often this process has changed a list."""
 
     def load(self) -> tuple[str, "Loaded"]:
         """All entries, and what tells them from those before any list changed."""

@@ -48,13 +48,18 @@ class CatalogPullRequest(Request, frozen=True):
     connections: int | None = None
 
 
-def _list(workspace: Workspace, request: CatalogRequest) -> list[CatalogRow]:
-    query = Query(request.category, request.search, request.capability, request.downloaded)
-    return workspace.catalog.rows(query)
+def _query(request: CatalogRequest | FilterRequest) -> Query:
+    if isinstance(request, FilterRequest):
+        return Query(category=request.filter)
+    return Query(request.category, request.search, request.capability, request.downloaded)
 
 
-def _filter(workspace: Workspace, request: FilterRequest) -> list[CatalogRow]:
-    return workspace.catalog.rows(Query(category=request.filter))
+def _rows(workspace: Workspace, request: CatalogRequest | FilterRequest) -> list[CatalogRow]:
+    return workspace.catalog.rows(_query(request))
+
+
+def _rows_at_hand(workspace: Workspace, request: CatalogRequest | FilterRequest) -> object | None:
+    return workspace.catalog.at_hand(_query(request))
 
 
 def _show(workspace: Workspace, request: EntryRequest) -> CatalogDetails:
@@ -106,7 +111,8 @@ CATALOG_LIST = Operation(
     request=CatalogRequest,
     result=Payload(list[CatalogRow]),
     level=Level.READ,
-    run=_list,
+    run=_rows,
+    at_hand=_rows_at_hand,
     summary="List the models that the catalog offers",
 )
 CATALOG_FILTER = Operation(
@@ -116,7 +122,8 @@ CATALOG_FILTER = Operation(
     request=FilterRequest,
     result=Payload(list[CatalogRow]),
     level=Level.READ,
-    run=_filter,
+    run=_rows,
+    at_hand=_rows_at_hand,
     summary="List the models of one category",
 )
 CATALOG_SHOW = Operation(
