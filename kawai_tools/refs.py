@@ -189,7 +189,9 @@ def parse_model(text: str) -> ModelRef:
         raise InvalidId(f"an id has at most {_MAX_ID} characters, not {len(text)}")
     reason = _id_fault(text, parts)
     if reason:
-        raise InvalidId(f"{text!r} is not a model's id: {reason}", "kawai models list shows the ids")
+        raise InvalidId(
+            f"{without_user(text)!r} is not a model's id: {reason}", "kawai models list shows the ids"
+        )
     return ModelRef(parts[0] if len(parts) > 1 else None, parts[-1])
 
 

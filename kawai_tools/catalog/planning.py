@@ -1,9 +1,15 @@
 """Plans the pull of an entry: its files by their addresses, held to the digests that it pins."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
 from kawai_tools.catalog.entries import Entry
 from kawai_tools.errors import EntryGone, HubTokenRequired, NotFound
+from kawai_tools.events import Status
 from kawai_tools.models.plan import Plan
 from kawai_tools.models.planning import Planner
+from kawai_tools.transfer.pulls import Job, Pull
 
 
 def plan_entry(planner: Planner, entry: Entry, *, force: bool, has_token: bool) -> Plan:
@@ -13,19 +19,35 @@ def plan_entry(planner: Planner, entry: Entry, *, force: bool, has_token: bool) 
     """
     files = entry.row.files
     pins = {file.url: file.sha256 for file in files.all if file.sha256}
+    proj = files.proj.url if files.proj else None
+    with _gone(entry, has_token=has_token):
+        return planner.plan(files.model[0].url, proj, force=force, pins=pins)
+
+
+def job_of(entry: Entry, job: Job, *, has_token: bool) -> Job:
+    """The work of such a plan: a file may also go while it is fetched."""
+
+    def work(pull: Pull) -> Status:
+        with _gone(entry, has_token=has_token):
+            return job.work(pull)
+
+    return replace(job, work=work)
+
+
+@contextmanager
+def _gone(entry: Entry, *, has_token: bool) -> Iterator[None]:
+    """Say of a file that is missing that the entry is out of date."""
     try:
-        return planner.plan(
-            files.model[0].url, files.proj.url if files.proj else None, force=force, pins=pins
-        )
+        yield
     except NotFound as error:
-        if entry.row.gated_model and not has_token:  # some hubs hide what they do not show
-            page = entry.row.web_page
+        row = entry.row
+        if row.gated_model and not has_token:  # some hubs hide what they do not show
+            page = row.web_page or row.files.model[0].url
             raise HubTokenRequired(
-                f"{entry.row.id} is gated, and no hub token is set",
+                f"{row.id} is gated, and no hub token is set",
                 f"open {page}, accept its terms, and set HF_TOKEN to a token of that account",
             ) from error
-        urls = " or ".join(file.url for file in files.all)
+        url = error.url or " or ".join(file.url for file in row.files.all)
         raise EntryGone(
-            f"{urls} is not there any more: {error.message}",
-            "kawai catalog update may know a newer address",
+            f"{url} is not there any more: {error.message}", "kawai catalog update may know a newer address"
         ) from error

@@ -72,6 +72,9 @@ class NotFound(KawaiError):
     type = ErrorType.NOT_FOUND
     status = 404
 
+    url: str = ""
+    """The address of what is missing, where it has one."""
+
 
 class ModelNotFound(NotFound):
     """No installed model answers to these words."""

@@ -7,7 +7,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
 
-from kawai_tools.errors import DifferentVersion, DigestMismatch, FileNotOnHub, NotAModel, NotAProjection
+from kawai_tools.errors import (
+    DifferentVersion,
+    DigestMismatch,
+    FileNotOnHub,
+    NotAModel,
+    NotAProjection,
+    NotFound,
+)
 from kawai_tools.files import free_space
 from kawai_tools.models.choosing import (
     File,
@@ -224,13 +231,20 @@ class _Planning:
                 "pull the model, and name this file with --proj",
             )
         try:
-            described = [self._held_to_pin(self.hub.describe(first))]
+            described = [self._held_to_pin(self._ask(first, None))]
         except FileNotOnHub as error:
             error.hint = self._offer(first) or error.hint
             raise
         pin = _pin(first, described[0])
-        others = [replace(self.hub.describe(_at(file, pin)), url=file.url) for file in rest]
-        return described + [self._held_to_pin(remote) for remote in others]
+        return described + [self._held_to_pin(self._ask(file, pin)) for file in rest]
+
+    def _ask(self, file: File, pin: HubFile | None) -> RemoteFile:
+        """What the hub says of a file, at the commit of another."""
+        try:
+            return replace(self.hub.describe(_at(file, pin)), url=file.url)
+        except NotFound as error:
+            error.url = file.url
+            raise
 
     def _held_to_pin(self, remote: RemoteFile) -> RemoteFile:
         """The file with the digest that is pinned."""
@@ -253,7 +267,7 @@ class _Planning:
         return f"did you mean {missing.sibling(near[0]).url}" if near else None
 
     def _describe_projection(self, file: File, pin: HubFile | None) -> RemoteFile:
-        remote = self._held_to_pin(replace(self.hub.describe(_at(file, pin)), url=file.url))
+        remote = self._held_to_pin(self._ask(file, pin))
         if not is_projection_name(name_of(file)) and not says_projection(self.hub.start_of(remote, PEEK)):
             raise NotAProjection(
                 f"{file.url} is not a projection",

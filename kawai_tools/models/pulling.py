@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from kawai_tools.errors import Conflict, IncompleteModel, KawaiError, NoSpace, NotAModel
+from kawai_tools.errors import Conflict, IncompleteModel, KawaiError, NoSpace, NotAModel, NotFound
 from kawai_tools.events import ModelPullEvent, Progress, Status
 from kawai_tools.files import free_space, storage_errors
 from kawai_tools.gguf import Header, read_header_fd, sniff
@@ -163,7 +163,11 @@ class _Carry:
         def refuse(answer: Response) -> KawaiError:
             # what a redirect leads to is no hub: its 403 says nothing of gates and tokens
             source = PlainUrl(file.remote.url) if answer.via else parse_source(file.remote.url)
-            return refusal(answer, source, has_token=origin_of(answer.url) in self.hub.outbound.credentials)
+            known = origin_of(answer.url) in self.hub.outbound.credentials
+            problem = refusal(answer, source, has_token=known)
+            if isinstance(problem, NotFound):
+                problem.url = file.remote.url
+            return problem
 
         remote = file.remote
         digest = fetcher.fetch(

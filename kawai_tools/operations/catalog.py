@@ -86,18 +86,17 @@ def _is_source(workspace: Workspace, words: str) -> bool:
 
 
 def _pull(workspace: Workspace, request: CatalogPullRequest) -> "Feed | PlanPayload":
-    from kawai_tools.catalog.planning import plan_entry  # noqa: PLC0415 - a list plans nothing
+    from kawai_tools.catalog.planning import job_of, plan_entry  # noqa: PLC0415 - a list plans nothing
 
     check_connections(request.connections)
     rate = rate_of(request.limit_rate)
     entry = _find(workspace, request.model)
-    plan = plan_entry(
-        workspace.planner, entry, force=request.force, has_token=bool(workspace.outbound.credentials)
-    )
+    has_token = bool(workspace.outbound.credentials)
+    plan = plan_entry(workspace.planner, entry, force=request.force, has_token=has_token)
     if request.dry_run:
         return plan.payload
     job = workspace.puller.job(plan, connections=request.connections, limit_rate=rate)
-    return workspace.pulls.start(job)
+    return workspace.pulls.start(job_of(entry, job, has_token=has_token))
 
 
 def _update(workspace: Workspace, _: NoRequest) -> list[CatalogUpdate]:
