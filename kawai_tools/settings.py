@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple, cast
+from urllib.parse import urlsplit
 
 from kawai_tools.config_file import Value, read_config
 from kawai_tools.errors import InvalidConfig
@@ -93,16 +94,26 @@ def _parse_names(text: str) -> tuple[str, ...]:
     return tuple(name.strip().lower() for name in text.split(",") if name.strip())
 
 
+def _is_address(url: str) -> bool:
+    """Whether host and port of an http(s) address can be told apart."""
+    try:
+        parts = urlsplit(url)
+        return bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        return False
+
+
 def _parse_urls(text: str) -> tuple[str, ...]:
     urls = tuple(dict.fromkeys(url for url in re.split(r"[,\s]+", text) if url))
-    if not all(re.fullmatch(r"https?://[^/?#\s@]+(/[^#\s]*)?", url, re.IGNORECASE) for url in urls):
+    form = re.compile(r"https?://[^/?#\s@]+(/[^#\s]*)?", re.IGNORECASE)
+    if not all(form.fullmatch(url) and _is_address(url) for url in urls):
         raise ValueError("addresses such as https://lists.example.org/catalog.yaml")
     return urls
 
 
 def _parse_url(text: str) -> str:
     url = _parse_text(text).rstrip("/")
-    if not re.fullmatch(r"https?://[^/?#\s@]+(/[^?#\s]*)?", url, re.IGNORECASE):
+    if not re.fullmatch(r"https?://[^/?#\s@]+(/[^?#\s]*)?", url, re.IGNORECASE) or not _is_address(url):
         raise ValueError("an address such as https://hub.example.org")
     return url
 

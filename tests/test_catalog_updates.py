@@ -3,11 +3,11 @@
 import contextlib
 import json
 import random
-import signal
+import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,9 @@ from tests.test_models_pull import answered, installed, told
 
 FILE = "https://huggingface.co/me/it/resolve/main/it.gguf"
 STANDS = "the copy that is held stays in use"
+
+Break = Callable[[LocalHub, str], None]
+"""Makes a server do wrong with what it has by this name."""
 
 
 def listing(*ids: str) -> bytes:
@@ -149,10 +152,13 @@ def test_a_server_may_have_any_etag_or_none(cli: Program, hub: LocalHub, etag: s
 def test_another_etag_for_the_same_bytes_is_no_change(cli: Program, hub: LocalHub) -> None:
     cli = subscribed(cli, put(hub, "list.yaml", "first"))
     update(cli)
-    hub.misbehave(header("ETag", '"other"', "list.yaml"))
+    hub.misbehave(
+        Fault("new etag", lambda ex: ex.respond(ex.call.without("if-none-match")).having("ETag", '"other"'))
+    )
     conditions(hub)
     assert [row["changed"] for row in [*update(cli), *update(cli)]] == [False, False]
-    assert conditions(hub)[1][0] == '"other"'
+    (_, first), (asked, second) = conditions(hub)
+    assert (first, asked, second) == (200, '"other"', 200)
 
 
 def test_what_people_see(cli: Program, hub: LocalHub) -> None:
@@ -174,25 +180,31 @@ def test_what_people_see(cli: Program, hub: LocalHub) -> None:
 
 def older(hub: LocalHub, name: str) -> None:
     hub.misbehave(header("Last-Modified", "Sun, 01 Jan 2023 00:00:00 GMT", name))
-    hub.add_plain(name, listing("older"))
+    put(hub, name, "from-before")
 
 
 def replaced(hub: LocalHub, name: str) -> None:
-    hub.add_plain(name, listing("replaced"))
+    put(hub, name, f"old-{name.removesuffix('.yaml')}")
 
 
-def served(data: bytes) -> Callable[[LocalHub, str], None]:
-    return lambda hub, name: str(hub.add_plain(name, data)) and None
+def served(data: bytes) -> Break:
+    def serve(hub: LocalHub, name: str) -> None:
+        hub.add_plain(name, data)
+
+    return serve
 
 
-def faulty(make: Callable[..., Fault], *args: Any, **more: Any) -> Callable[[LocalHub, str], None]:  # noqa: ANN401
-    return lambda hub, name: (
-        hub.add_plain(name, listing("new", name)),
-        hub.misbehave(make(*args, path=name, **more)),
-    )[1]
+def faulty(make: Callable[..., Fault], *args: Any, **more: Any) -> Break:  # noqa: ANN401 - passed on
+    """A good and newer copy, by a server that goes wrong in this way."""
+
+    def serve(hub: LocalHub, name: str) -> None:
+        hub.add_plain(name, listing("new", name))
+        hub.misbehave(make(*args, path=name, **more))
+
+    return serve
 
 
-BREAK: dict[str, tuple[str, Callable[[LocalHub, str], None]]] = {
+BREAK: dict[str, tuple[str, Break]] = {
     "login": ("broken_catalog", faulty(Fault.login_page)),
     "html": ("broken_catalog", served(b"\n<html><body>moved</body></html>")),
     "garbage": ("broken_catalog", served(bytes(range(256)) * 8)),
@@ -234,9 +246,7 @@ EXITS = {
 
 def test_whatever_a_server_does_the_last_good_copy_stands(cli: Program, hub: LocalHub) -> None:
     names = {f"{kind}.yaml": kind for kind in BREAK}
-    cli = subscribed(cli, *(put(hub, name, "replaced", kind) for name, kind in names.items()))
-    for name in names:
-        put(hub, name, "replaced")
+    cli = subscribed(cli, *(put(hub, name, f"old-{kind}") for name, kind in names.items()))
     update(cli)
     for name, kind in names.items():
         put(hub, name, kind)
@@ -366,7 +376,7 @@ def test_an_older_copy_is_taken_once_the_held_one_is_removed(cli: Program, hub: 
     (path,) = kept(cli)
     path.unlink()
     assert update(cli)[0]["changed"] is True
-    assert offered(cli) == {"older"}
+    assert offered(cli) == {"from-before"}
 
 
 # Redirects
@@ -528,7 +538,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "null": lambda path: path.write_text("null"),
     "broken inside": _flip_inside,
     "changed inside": _swap_inside,
-    "its folder removed": lambda path: (path.unlink(), path.parent.rmdir()),
+    "its folder removed": lambda path: shutil.rmtree(path.parent),
 }
 
 
@@ -547,12 +557,10 @@ def test_a_damaged_copy_heals(cli: Program, hub: LocalHub, damage: str) -> None:
     assert cli("catalog", "list").err == ""
 
 
-@pytest.mark.parametrize("name", ["stray.json", ".1.0123456789abcdef.partial"])
-def test_a_folder_among_the_copies_is_no_bug(cli: Program, hub: LocalHub, name: str) -> None:
+def test_a_folder_among_the_copies_is_no_bug(cli: Program, hub: LocalHub) -> None:
     cli = subscribed(cli, put(hub, "list.yaml", "first"))
     update(cli)
-    (path,) = kept(cli)
-    (path.parent / name.replace(".1.", ".999999999.")).mkdir()
+    (kept(cli)[0].parent / "stray.json").mkdir()
     ended = cli("catalog", "update", "--json")
     assert ended.code in {0, 9}, ended
     assert offered(cli) == {"first"}
@@ -628,31 +636,25 @@ def _read_only(program: Program, *args: str) -> Ended:
 
 @pytest.mark.slow
 def test_an_update_that_is_killed_leaves_the_old_copy_or_the_new(cli: Program, hub: LocalHub) -> None:
-    url = put(hub, "list.yaml", "round-0")
-    cli = subscribed(cli, url)
+    cli = subscribed(cli, put(hub, "list.yaml", "round-0"))
     begun = time.monotonic()
     update(cli)
     lasts = time.monotonic() - begun
-    moments = random.Random(4)  # noqa: S311 - the same for the same seed
-    before, most = {"round-0"}, 8
+    moments, most = random.Random(4), 8  # noqa: S311 - the same for the same seed
+    old = {"round-0"}
     for number in range(1, most + 1):
         new = {f"round-{number}", *(f"of-{number}-{each}" for each in range(300))}
-        put(hub, "list.yaml", *sorted(new))
+        put(hub, "list.yaml", *new)
         process = cli.start("catalog", "update")
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait((0.5 + 0.5 * (number - 1 + moments.random()) / most) * lasts)
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         process.communicate()
-        before = offered(cli)
-        assert before in ({f"round-{number - 1}"}, new) or before == _last(number)
-        put(hub, "list.yaml", f"round-{number}")
+        assert offered(cli) in (old, new)
         update(cli)
-        assert offered(cli) == {f"round-{number}"}
+        old = offered(cli)
+        assert old == new
     assert len(kept(cli)) == 1
-
-
-def _last(number: int) -> set[str]:
-    return {f"round-{number - 1}"}
 
 
 def test_many_updates_at_once_do_each_other_no_harm(cli: Program, hub: LocalHub) -> None:
@@ -669,7 +671,8 @@ def test_many_updates_at_once_do_each_other_no_harm(cli: Program, hub: LocalHub)
         assert {row["id"] for row in daemon.ask("GET", "/v1/catalog").json} >= {
             f"new-{name}" for name in names
         }
-    for each in [*replies, *ended]:
+    answers: list[Ended | Reply] = [*replies, *ended]
+    for each in answers:
         assert [(row["entries"], row["error"]) for row in updated(each)] == [(1, None)] * 4
     assert len(kept(cli)) == 4
 
@@ -677,16 +680,9 @@ def test_many_updates_at_once_do_each_other_no_harm(cli: Program, hub: LocalHub)
 # Addresses that are none
 
 
-@pytest.mark.parametrize("url", ["http://[bad/list.yaml", "http://[::1/list.yaml", "http://a]b/list.yaml"])
-@pytest.mark.parametrize("command", ["list", "update"])
-def test_an_address_that_is_none_is_no_bug(kawai: Program, url: str, command: str) -> None:
-    ended = subscribed(kawai, url)("catalog", command, "--offline", "--json")
-    assert ended.code in {2, 9}, ended
-    assert "Traceback" not in ended.err
-
-
-@pytest.fixture(autouse=True)
-def no_network(hub: LocalHub) -> Iterator[None]:
-    """Whatever happens, the only server there is is the local one."""
-    yield
-    assert hub.endpoint.startswith("http://127.0.0.1:")
+@pytest.mark.parametrize("url", ["http://[bad/list.yaml", "http://a]b/list.yaml"])
+def test_an_address_that_is_none_is_no_bug(kawai: Program, url: str) -> None:
+    kawai = subscribed(kawai, url)
+    for command in ("list", "update"):
+        ended = kawai("catalog", command, "--offline", "--json")
+        assert ended.code in {2, 9}, ended

@@ -1,5 +1,6 @@
 """The last good copy of each subscribed catalog, with what tells whether the server has another."""
 
+import contextlib
 from collections.abc import Collection
 from datetime import datetime
 from pathlib import Path
@@ -13,13 +14,14 @@ MOST_REPLACED = 50
 
 
 class Kept(msgspec.Struct, frozen=True):
-    """A copy as it was fetched. ``modified`` is the server's ``Last-Modified``.
+    """A copy as it was fetched, with the digest of its text. ``modified`` is the server's ``Last-Modified``.
 
     ``replaced`` are the digests of the copies before it, newest first: one of them is an older copy.
     """
 
     url: str
     text: str
+    sha256: str
     etag: str | None
     modified: datetime | None
     fetched_at: datetime
@@ -35,9 +37,7 @@ class Keeper:
 
     def path(self, url: str) -> Path:
         """Where the copy of a subscription is."""
-        import hashlib  # noqa: PLC0415 - only where something is subscribed to
-
-        return self.folder / f"{hashlib.sha256(url.encode()).hexdigest()[:24]}.json"
+        return self.folder / f"{digest_of(url)[:24]}.json"
 
     def read(self, url: str) -> Kept | None:
         """The copy of a subscription; ``None`` where there is none that can be read."""
@@ -45,7 +45,7 @@ class Keeper:
             kept = msgspec.json.decode(read_if_there(self.path(url)) or b"", type=Kept)
         except (*UNDECODABLE, HomeNotWritable):
             return None
-        return kept if kept.url == url else None
+        return kept if kept.url == url and digest_of(kept.text) == kept.sha256 else None
 
     def write(self, kept: Kept) -> None:
         """Keep a copy instead of the one before. Raises ``HomeNotWritable`` or ``NoSpace``."""
@@ -53,11 +53,21 @@ class Keeper:
         write_atomically(self.path(kept.url), msgspec.json.encode(kept))
 
     def tidy(self, urls: Collection[str]) -> None:
-        """Remove the copies of what is subscribed to no more, and what killed writers have left."""
-        if not self.folder.is_dir():
-            return
-        clear_left_behind(self.folder)
+        """Remove the copies of what is subscribed to no more, and what killed writers have left.
+
+        That only saves room: what cannot be removed stays.
+        """
         wanted = {self.path(url) for url in urls}
+        with contextlib.suppress(OSError):
+            clear_left_behind(self.folder)
         for path in self.folder.glob("*.json"):
             if path not in wanted:
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    path.unlink()
+
+
+def digest_of(text: str) -> str:
+    """SHA-256 of a copy's text."""
+    import hashlib  # noqa: PLC0415 - only where something is subscribed to
+
+    return hashlib.sha256(text.encode()).hexdigest()

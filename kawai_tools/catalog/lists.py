@@ -56,7 +56,9 @@ class Lists:
     def load(self) -> tuple[str, "Loaded"]:
         """All entries, and what tells them from those before any list changed."""
         files = self._files()
-        key = repr((__version__, SHIPPED, self.folder, self.subscriptions, self.endpoint, self.hosts, files))
+        key = repr(
+            (__version__, SHIPPED, self.folder, self.subscriptions, self.endpoint, sorted(self.hosts), files)
+        )
         known = self._known
         if known is None or known[0] != key:
             known = key, self._remembered(key) or self._read(key, files)

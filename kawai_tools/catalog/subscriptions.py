@@ -4,13 +4,14 @@ Asked conditionally (RFC 9110, ``If-None-Match``). A copy is older than the one 
 (``Last-Modified``), or if it is one that the held copy has replaced.
 """
 
-import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
+import msgspec
+
 from kawai_tools.catalog.entries import CatalogUpdate
-from kawai_tools.catalog.kept import MOST_REPLACED, Kept
+from kawai_tools.catalog.kept import MOST_REPLACED, Kept, digest_of
 from kawai_tools.catalog.lists import Lists
 from kawai_tools.catalog.merging import terms_of
 from kawai_tools.catalog.reading import MOST_BYTES, Malformed
@@ -44,34 +45,38 @@ class Subscriptions:
 
     def _update(self, url: str) -> CatalogUpdate:
         held = self._lists.keeper.read(url)
-        error, count = None, None
+        count = self._count(held) if held else None
         try:
-            kept, count = self._fetch(url, held)
+            kept, entries = self._fetch(url, held, count)
         except KawaiError as problem:
-            if held is not None:
+            if count is not None:
                 problem.hint = f"{problem.hint}; {_STANDS}" if problem.hint else _STANDS
-            kept, error = held, problem.info
-        if count is None:
-            count = self._count(held)
-        changed = kept is not None and (held is None or kept.text != held.text)
-        return CatalogUpdate(url=url, entries=count, changed=changed, error=error)
+            return CatalogUpdate(url=url, entries=count or 0, changed=False, error=problem.info)
+        changed = held is None or kept.text != held.text
+        return CatalogUpdate(url=url, entries=entries, changed=changed, error=None)
 
-    def _count(self, held: Kept | None) -> int:
+    def _count(self, held: Kept) -> int | None:
+        """The entries of a copy; ``None`` for one of the time of other rules, or of other settings."""
         try:
-            return len(read_catalog(held.text.encode(), terms_of(self._lists, held.url))[0]) if held else 0
-        except Malformed:  # a copy of the time of other rules, or of other settings
-            return 0
+            return len(read_catalog(held.text.encode(), terms_of(self._lists, held.url))[0])
+        except Malformed:
+            return None
 
-    def _fetch(self, url: str, held: Kept | None) -> tuple[Kept | None, int | None]:
-        """The copy that is to be held, and its entries where they were counted."""
-        headers = {"If-None-Match": held.etag} if held and held.etag else {}
+    def _fetch(self, url: str, held: Kept | None, count: int | None) -> tuple[Kept, int]:
+        """The copy that is to be held, and its entries; ``count`` are those of a held one that is good."""
+        headers = {"If-None-Match": held.etag} if held and held.etag and count is not None else {}
         source = PlainUrl(url)
 
-        def use(answer: Response) -> tuple[Kept | None, int | None]:
-            if answer.status == 304 and held is not None:  # noqa: PLR2004 - Not Modified
-                return held, None
+        def use(answer: Response) -> tuple[Kept, int]:
+            if answer.status == 304 and held is not None and count is not None:  # noqa: PLR2004 - Not Modified
+                return held, count
             if answer.status != 200:  # noqa: PLR2004 - OK
-                raise BadResponse(f"{url} answers with status {answer.status}")
+                raise BadResponse(
+                    f"{url} answers with status {answer.status}", "check the address in the setting catalogs"
+                )
+            encoding = answer.header("Content-Encoding") or "identity"
+            if encoding != "identity":
+                raise BadResponse(f"{url} comes {encoding[:20]}-encoded though that was not asked for")
             return self._take(url, held, answer)
 
         return self._asker.ask(
@@ -86,16 +91,18 @@ class Subscriptions:
         except Malformed as error:
             line = f", line {error.line}" if error.line else ""
             raise BrokenCatalog(f"{url}{line}: {error.words}") from None
+        text = data.decode("utf-8-sig")
         kept = Kept(
             url=url,
-            text=data.decode("utf-8-sig"),
+            text=text,
             etag=answer.header("ETag"),
             modified=_modified(answer),
             fetched_at=datetime.now(UTC).replace(microsecond=0),
+            sha256=digest_of(text),
             replaced=_replaced(held),
         )
         if held is not None and held.text == kept.text:
-            kept = Kept(url, held.text, kept.etag, kept.modified, kept.fetched_at, held.replaced)
+            kept = msgspec.structs.replace(kept, replaced=held.replaced)
         elif held is not None and self._is_older(kept, held):
             raise OlderCatalog(
                 f"{url} serves an older copy than the one that is held",
@@ -109,20 +116,16 @@ class Subscriptions:
     def _is_older(new: Kept, held: Kept) -> bool:
         if new.modified and held.modified and new.modified != held.modified:
             return new.modified < held.modified
-        return _digest(new.text) in held.replaced
+        return new.sha256 in held.replaced
 
 
 def _replaced(held: Kept | None) -> list[str]:
-    return [_digest(held.text), *held.replaced][:MOST_REPLACED] if held else []
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+    return [held.sha256, *held.replaced][:MOST_REPLACED] if held else []
 
 
 def _modified(answer: Response) -> datetime | None:
     try:
         moment = parsedate_to_datetime(answer.header("Last-Modified") or "")
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -217,4 +217,4 @@ def _file(file: "CatalogFile", role: str) -> tuple[str, str, str, str]:
 
 def _updated(update: "CatalogUpdate") -> str:
     news = "not updated" if update.error else "new" if update.changed else "unchanged"
-    return f"{safe(update.url)}: {news}, {update.entries} entries\n"
+    return f"{safe(update.url)}: {news}, {update.entries} entr{'y' if update.entries == 1 else 'ies'}\n"

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from kawai_tools.contract import Level, NoRequest, Nothing, Operation, Payload, Request, Stream, Where
-from kawai_tools.errors import InUse, InvalidSource
+from kawai_tools.errors import InUse, InvalidSource, LocalPath
 from kawai_tools.events import ModelPullEvent, VerifyEvent
 from kawai_tools.models.model import LoadedModel, ModelDetails, ModelList, PlanPayload
 from kawai_tools.operations.pace import check_connections, rate_of
@@ -68,7 +68,7 @@ def _pull(workspace: Workspace, request: PullRequest) -> "Feed | PlanPayload":
     rate = rate_of(request.limit_rate)
     try:
         plan = workspace.planner.plan(request.model_url, request.proj_url, force=request.force)
-    except InvalidSource as error:
+    except (InvalidSource, LocalPath) as error:
         if (entry := workspace.catalog.get(request.model_url)) is not None:
             error.hint = f"it is an id of the catalog: kawai catalog pull {entry.row.id}"
         raise
