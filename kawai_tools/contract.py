@@ -69,7 +69,7 @@ class Operation(msgspec.Struct, Generic[R], frozen=True, kw_only=True):
     ``path`` is ``None`` for a row without a route. Fields of ``request`` named in ``path`` come from
     there; for ``GET`` and ``DELETE`` the others are query parameters, else keys of the JSON body.
     ``at_hand`` gives the payload at once where it is in memory and small, and ``None`` where ``run`` must be
-    asked; it never blocks, so that a server needs no thread for it.
+    asked; it asks the file system for no more than times and sizes, so that a server needs no thread for it.
     """
 
     name: str

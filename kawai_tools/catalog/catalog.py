@@ -1,12 +1,11 @@
 """The catalog as a whole: list, filter, search, find, and what of it is installed."""
 
-import time
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import msgspec
 
-from kawai_tools.catalog.entries import CatalogDetails, CatalogRow, Entry, Problem
+from kawai_tools.catalog.entries import ABILITIES, ENDPOINTS, CatalogDetails, CatalogRow, Entry, Problem
 from kawai_tools.catalog.lists import Lists, Loaded
 from kawai_tools.errors import EntryNotFound, InvalidRequest
 from kawai_tools.files import free_space
@@ -14,15 +13,10 @@ from kawai_tools.models.naming import nearest
 from kawai_tools.models.records import Entry as Installed
 from kawai_tools.models.store import Store
 
-ENDPOINTS = ("chat", "completion", "embeddings", "rerank")
-ABILITIES = ("images", "audio", "streaming", "reasoning", "tooling", "embedding")
-CAPABILITIES = (*ENDPOINTS, *ABILITIES)
+CAPABILITIES = tuple(dict.fromkeys((*ENDPOINTS, *ABILITIES)))
 _MOST_ANSWERS = 32
 _FEW = 500
 """Entries that are encoded in no time."""
-
-FRESH = 0.02
-"""Seconds for which the disk counts as looked at: what this process changes is known at once all the same."""
 
 
 class Query(NamedTuple):
@@ -35,12 +29,10 @@ class Query(NamedTuple):
 
 
 class _Answers(NamedTuple):
-    """What was answered in one state of lists and index; ``looked_at`` is when that was found to be so."""
+    """What was answered in one state of lists and index."""
 
     state: object
-    changes: tuple[int, int]
-    looked_at: float
-    answers: dict[Query, list[CatalogRow]]
+    rows: dict[Query, list[CatalogRow]]
     encoded: dict[Query, msgspec.Raw]
 
 
@@ -51,37 +43,33 @@ class Catalog:
         """Nothing is read yet."""
         self._lists = lists
         self._store = store
-        self._answers = _Answers(None, (0, 0), 0.0, {}, {})
+        self._answers = _Answers(None, {}, {})
 
     def rows(self, query: Query) -> list[CatalogRow]:
         """The entries that fit, in the catalog's order. Raises ``InvalidRequest``."""
-        changes, at = self._changes(), time.monotonic()
         self._store.recover()
-        key, loaded = self._lists.load()
-        now = (key, self._store.index.revision())
+        files = self._lists.files()
+        state = (files, self._store.index.revision())
         known = self._answers
-        answers, encoded = (known.answers, known.encoded) if known.state == now else ({}, {})
-        found = answers.get(query)
+        if known.state != state:
+            known = self._answers = _Answers(state, {}, {})
+        found = known.rows.get(query)
         if found is None:
-            if len(answers) >= _MOST_ANSWERS:
-                answers.clear()
-                encoded.clear()
-            found = answers[query] = self._select(loaded, query)
-        self._answers = _Answers(now, changes, at, answers, encoded)
+            if len(known.rows) >= _MOST_ANSWERS:
+                known.rows.clear()
+                known.encoded.clear()
+            found = known.rows[query] = self._select(self._lists.load(files), query)
         return found
 
     def at_hand(self, query: Query) -> msgspec.Raw | None:
-        """The same as JSON, where it was answered just now and nothing has changed since; never blocks."""
+        """The same as JSON, where it was answered before and no file has changed since."""
         known = self._answers
-        if known.changes != self._changes() or time.monotonic() - known.looked_at > FRESH:
+        if query not in known.rows or known.state != (self._lists.files(), self._store.index.revision()):
             return None
-        encoded, found = known.encoded.get(query), known.answers.get(query)
+        encoded, found = known.encoded.get(query), known.rows.get(query)
         if encoded is None and found is not None and len(found) <= _FEW:
             encoded = known.encoded[query] = msgspec.Raw(msgspec.json.encode(found))
         return encoded
-
-    def _changes(self) -> tuple[int, int]:
-        return self._lists.changes, self._store.index.changes
 
     def _select(self, loaded: Loaded, query: Query) -> list[CatalogRow]:
         entries: Sequence[Entry] = loaded.entries
@@ -113,9 +101,7 @@ class Catalog:
     def get(self, words: str) -> Entry | None:
         """The entry of this id, in whatever case."""
         folded = words.casefold()
-        return next(
-            (each for each in self._lists.load()[1].entries if each.row.id.casefold() == folded), None
-        )
+        return next((each for each in self._lists.load().entries if each.row.id.casefold() == folded), None)
 
     def find(self, words: str) -> Entry:
         """The entry of this id, in whatever case. Raises ``EntryNotFound`` naming the nearest."""
@@ -139,11 +125,11 @@ class Catalog:
 
     def ids(self) -> list[str]:
         """The ids of all entries."""
-        return [entry.row.id for entry in self._lists.load()[1].entries]
+        return [entry.row.id for entry in self._lists.load().entries]
 
     def problems(self) -> list[Problem]:
         """What is wrong with the lists."""
-        return self._lists.load()[1].problems
+        return self._lists.load().problems
 
 
 def _is_all(entry: Entry, installed: Installed) -> bool:

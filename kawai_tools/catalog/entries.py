@@ -10,6 +10,9 @@ from kawai_tools.errors import ErrorInfo
 from kawai_tools.models.model import Capabilities
 from kawai_tools.settings import parse_size
 
+ENDPOINTS = ("chat", "completion", "embeddings", "rerank")
+ABILITIES = ("images", "audio", "streaming", "reasoning", "tooling", "embedding", "rerank")
+
 
 class CatalogFile(msgspec.Struct, frozen=True, kw_only=True):
     """One file of an entry; ``sha256`` is pinned: nothing else is installed under this entry's name."""

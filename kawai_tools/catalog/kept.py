@@ -43,7 +43,7 @@ class Keeper:
         """The copy of a subscription; ``None`` where there is none that can be read."""
         try:
             kept = msgspec.json.decode(read_if_there(self.path(url)) or b"", type=Kept)
-        except (*UNDECODABLE, HomeNotWritable):
+        except (*UNDECODABLE, HomeNotWritable, OSError):
             return None
         return kept if kept.url == url and digest_of(kept.text) == kept.sha256 else None
 

@@ -8,7 +8,7 @@ are then there in milliseconds.
 import os
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,30 +49,28 @@ class Lists:
         self.subscriptions, self.endpoint, self.hosts = tuple(subscriptions), endpoint, hosts
         self.keeper = Keeper(data / "kept")
         self._cache = data / "parsed.json"
-        self._known: tuple[str, Loaded] | None = None
-        self.changes = 0
-        """How often this process has changed a list."""
+        self._kept = [str(self.keeper.path(url)) for url in self.subscriptions]
+        self._known: tuple[object, Loaded] | None = None
 
-    def load(self) -> tuple[str, "Loaded"]:
-        """All entries, and what tells them from those before any list changed."""
-        files = self._files()
-        key = repr(
-            (__version__, SHIPPED, self.folder, self.subscriptions, self.endpoint, sorted(self.hosts), files)
-        )
+    def files(self) -> "tuple[_File, ...]":
+        """The files that lists are in; another value as soon as one of them is another."""
+        paths = (str(SHIPPED), *_in_folder(str(self.folder)), *self._kept)
+        return tuple([_File(path, _stamp(path)) for path in paths])
+
+    def load(self, files: "tuple[_File, ...] | None" = None) -> "Loaded":
+        """All entries; ``files`` are those that were looked at just now."""
+        files = self.files() if files is None else files
         known = self._known
-        if known is None or known[0] != key:
-            known = key, self._remembered(key) or self._read(key, files)
+        if known is None or known[0] != files:
+            key = repr((__version__, self.subscriptions, self.endpoint, sorted(self.hosts), files))
+            known = files, self._remembered(key) or self._read(key, files)
             self._known = known
-        return known
-
-    def _files(self) -> "tuple[_File, ...]":
-        paths = [SHIPPED, *_in_folder(self.folder), *map(self.keeper.path, self.subscriptions)]
-        return tuple(_File(str(path), _stamp(path)) for path in paths)
+        return known[1]
 
     def _remembered(self, key: str) -> "Loaded | None":
         try:
             cached = msgspec.json.decode(read_if_there(self._cache) or b"", type=_Cached)
-        except (*UNDECODABLE, HomeNotWritable):
+        except (*UNDECODABLE, HomeNotWritable, OSError):
             return None
         return cached.loaded if cached.key == key else None
 
@@ -87,6 +85,8 @@ class Lists:
 
     def _remember(self, cached: "_Cached") -> None:
         """Keep it, where that is possible: it only saves reading again."""
+        if not self._cache.parent.parent.is_dir():
+            return  # who only looks around makes no home
         try:
             make_directory(self._cache.parent)
             write_atomically(self._cache, msgspec.json.encode(cached), durable=False)
@@ -113,28 +113,28 @@ class _File(NamedTuple):
     stamp: tuple[int, int, int, int] | None
 
 
-def _stamp(path: Path) -> tuple[int, int, int, int] | None:
+def _stamp(path: str) -> tuple[int, int, int, int] | None:
     try:
-        found = path.stat()
+        found = os.stat(path)  # noqa: PTH116 - asked with every request
     except OSError:
         return None
     return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def _in_folder(folder: Path) -> Iterator[Path]:
+def _in_folder(folder: str) -> list[str]:
     try:
-        names = sorted(os.listdir(folder))  # noqa: PTH208 - names are all that is wanted
+        names = os.listdir(folder)  # noqa: PTH208 - asked with every request
     except OSError:
-        return
-    for name in names:
-        if name.lower().endswith(_SUFFIXES) and not name.startswith("."):
-            yield folder / name
+        return []
+    named = sorted(name for name in names if name.lower().endswith(_SUFFIXES) and name[0] != ".")
+    return [f"{folder}/{name}" for name in named]
 
 
 def read_file(path: Path, most: int) -> bytes:
     """A regular file's first bytes, one more than ``most`` where it has more. Raises ``OSError``."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(0, "it is no file")
     with os.fdopen(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise OSError(0, "it is no file")
         return file.read(most + 1)

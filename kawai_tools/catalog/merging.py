@@ -1,5 +1,6 @@
 """Reads every list and puts them together; a broken one is left out, and the others stand."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,7 +31,8 @@ def read_all(lists: "Lists", paths: list[Path]) -> Loaded:
     own, *others = paths
     users = others[: len(others) - len(lists.subscriptions)]
     all_terms = [Terms(OWN, "kawai's own catalog", lists.endpoint, lists.hosts, strict=True)]
-    all_terms += [Terms(path.name, str(path), lists.endpoint, lists.hosts) for path in users]
+    all_terms += [Terms(_shown(path.name), _shown(path), lists.endpoint, lists.hosts) for path in users]
+    problems += _unreadable(lists.folder)
     for terms, path in zip(all_terms, [own, *users], strict=True):
         _add(terms, _from_disk(path, terms, problems), entries, problems)
     for url in lists.subscriptions:
@@ -47,6 +49,22 @@ def read_all(lists: "Lists", paths: list[Path]) -> Loaded:
             )
         _add(terms_of(lists, url), kept.text.encode() if kept else None, entries, problems)
     return Loaded(list(entries.values()), problems)
+
+
+def _shown(path: Path | str) -> str:
+    """A path as text, whatever its bytes are."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _unreadable(folder: Path) -> list[Problem]:
+    """What keeps the user's folder from being looked into; one that is not there is none."""
+    try:
+        os.listdir(folder)  # noqa: PTH208 - it is only tried
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        return [Problem(_shown(folder), None, f"it cannot be read: {error.strerror}", refused=True)]
+    return []
 
 
 def _from_disk(path: Path, terms: Terms, problems: list[Problem]) -> bytes | None:

@@ -32,10 +32,8 @@ class Malformed(Exception):
         self.line = line
 
 
-class Unclear(NamedTuple):
+class Unclear:
     """A plain word that some read as a number or a time, and others as a text: neither is meant surely."""
-
-    text: str
 
 
 class Node(NamedTuple):
@@ -77,8 +75,10 @@ def read_yaml(data: bytes) -> Node:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise Malformed("it is not UTF-8", data.count(b"\n", 0, error.start) + 1) from None
-    if text.lstrip()[:1] == "<":
+    if re.match(r"\s*<[!?A-Za-z]", text):
         raise Malformed("it is a web page, not a catalog", 1)
+    if directive := re.search(r"^%TAG", text, re.MULTILINE):  # libyaml compares each with all others
+        raise Malformed("tag directives (%TAG) are not taken", text.count("\n", 0, directive.start()) + 1)
     resolver = yaml.resolver.Resolver()
 
     def kind_of(plain: str) -> str:
@@ -88,9 +88,18 @@ def read_yaml(data: bytes) -> Node:
     try:
         return _Builder(kind_of).build(yaml.parse(text, Loader=getattr(yaml, "CLoader", yaml.Loader)))
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
         words = getattr(error, "problem", None) or getattr(error, "reason", None) or "it is not YAML"
-        raise Malformed(f"not valid YAML: {words}", mark.line + 1 if mark else None) from None
+        raise Malformed(f"not valid YAML: {words}", _line_of(error, text)) from None
+
+
+def _line_of(error: yaml.YAMLError, text: str) -> int | None:
+    """Where an error is: of what is never closed, where it begins."""
+    if isinstance(error, yaml.reader.ReaderError):
+        return text.count("\n", 0, int(error.position)) + 1
+    begun, mark = getattr(error, "context_mark", None), getattr(error, "problem_mark", None)
+    if begun and "end of stream" in str(getattr(error, "problem", "")):
+        mark = begun
+    return mark.line + 1 if mark else None
 
 
 class _Builder:
@@ -125,14 +134,16 @@ class _Builder:
         elif isinstance(event, yaml.CollectionEndEvent):
             self._open.pop()
         elif isinstance(event, yaml.AliasEvent):
-            raise Malformed(f"aliases (*{event.anchor}) are not taken; write the value out", line)
+            raise Malformed(
+                f"aliases (*{(event.anchor or '')[:_LONGEST]}) are not taken; write the value out", line
+            )
         elif isinstance(event, yaml.DocumentStartEvent) and self._root is not None:
             raise Malformed("it has several documents; a catalog is one", line)
 
     @staticmethod
     def _refuse_features(event: yaml.ScalarEvent | yaml.CollectionStartEvent, line: int) -> None:
         if event.anchor is not None:
-            raise Malformed(f"anchors (&{event.anchor}) are not taken", line)
+            raise Malformed(f"anchors (&{event.anchor[:_LONGEST]}) are not taken", line)
         if event.tag is not None:
             raise Malformed(f"tags ({event.tag[:_LONGEST]}) are not taken", line)
 
@@ -194,7 +205,7 @@ def _plain(line: int, kind: str, text: str) -> Node:
     if kind == "float" and re.fullmatch(r"-?[0-9]{1,17}\.[0-9]{1,17}", text):
         return Node(line, "a number", float(text), text)
     words = {"timestamp": "a date", "int": "a number", "float": "a number"}.get(kind, "something else")
-    return Node(line, words, Unclear(text), text)
+    return Node(line, words, Unclear(), text)
 
 
 def unix_seconds(text: str) -> int | None:

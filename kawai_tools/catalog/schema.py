@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from kawai_tools.catalog.entries import (
+    ENDPOINTS,
     CatalogConfig,
     CatalogFile,
     CatalogFiles,
@@ -28,6 +29,8 @@ from kawai_tools.transfer.egress import may_be_private, origin_of
 
 VERSION = 1
 MOST_ENTRIES = 10_000
+_EARLIEST, _LATEST = -62_135_596_800, 253_402_300_799
+"""Unix seconds of the years 1 to 9999."""
 
 Short = Annotated[str, Meta(min_length=1, max_length=200)]
 Address = Annotated[str, Meta(pattern=r"^https?://[^\s]+\Z", max_length=4096)]
@@ -36,19 +39,19 @@ Share = Annotated[float, Meta(ge=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 
 
-class _File(msgspec.Struct, forbid_unknown_fields=True):
+class _File(msgspec.Struct):
     url: Annotated[str, Meta(min_length=1, max_length=4096)]
     size: Short | None = None
     size_bytes: Annotated[int, Meta(ge=1, le=2**53)] | None = None
     sha256: Annotated[str, Meta(pattern=r"^[0-9a-fA-F]{64}\Z")] | None = None
 
 
-class _Files(msgspec.Struct, forbid_unknown_fields=True):
+class _Files(msgspec.Struct):
     model: Annotated[list[_File], Meta(min_length=1, max_length=1000)]
     proj: _File | None = None
 
 
-class _Capabilities(msgspec.Struct, forbid_unknown_fields=True):
+class _Capabilities(msgspec.Struct):
     endpoint: Literal["chat", "completion", "embeddings", "rerank"]
     images: bool = False
     audio: bool = False
@@ -59,14 +62,14 @@ class _Capabilities(msgspec.Struct, forbid_unknown_fields=True):
     rerank: bool = False
 
 
-class _Metadata(msgspec.Struct, forbid_unknown_fields=True):
+class _Metadata(msgspec.Struct):
     created: int | None = None
     collections: list[Short] | Short | None = None
     description: Annotated[str, Meta(max_length=4000)] = ""
     license: Short | None = None
 
 
-class _Config(msgspec.Struct, forbid_unknown_fields=True):
+class _Config(msgspec.Struct):
     context_length: Count | None = None
     gpu_layers: Annotated[int, Meta(ge=-1, le=10_000)] | None = None
     parallel: Annotated[int, Meta(ge=1, le=1000)] | None = None
@@ -80,7 +83,7 @@ class _Config(msgspec.Struct, forbid_unknown_fields=True):
     frequency_penalty: Penalty | None = None
 
 
-class _Entry(msgspec.Struct, forbid_unknown_fields=True):
+class _Entry(msgspec.Struct):
     id: Annotated[str, Meta(min_length=1, max_length=200)]
     category: Short
     owned_by: Short
@@ -121,8 +124,9 @@ def read_catalog(data: bytes, terms: Terms) -> tuple[list[Entry], list[Problem]]
     version, models = root.parts.get("version"), root.parts.get("models")
     if version is None or models is None:
         raise Malformed(f"it has no {'version' if version is None else 'models'}", root.line)
-    if version.value != VERSION or isinstance(version.value, bool):
-        raise Malformed(f"version {version.text or version.kind} is not known, only {VERSION}", version.line)
+    if type(version.value) is not int or version.value != VERSION:
+        given = repr(version.text[:40]) if version.text else version.kind
+        raise Malformed(f"version must be the number {VERSION}, not {given}", version.line)
     if not isinstance(models.parts, list):
         raise Malformed(f"models must be a list, not {models.kind}", models.line)
     if len(models.parts) > MOST_ENTRIES:
@@ -170,6 +174,8 @@ def _entry(node: Node, terms: Terms, warnings: list[Problem]) -> Entry:
 
 def _source(url: str, node: Node, terms: Terms) -> File:
     """Where a file is, if it may be fetched from there."""
+    if re.search(r"\s", url):
+        raise Malformed("url has a blank in it", node.line)
     try:
         source = parse_source(url, terms.endpoint)
         if isinstance(source, HubRepo) or not url.lower().startswith(("http://", "https://")):
@@ -179,7 +185,7 @@ def _source(url: str, node: Node, terms: Terms) -> File:
         raise Malformed(f"url: {error.message}", node.line) from None
     if not isinstance(source, HubFile) and origin.host not in terms.hosts and may_be_private(origin):
         raise Malformed(
-            f"url: {origin.host} is on a private network; pull_hosts (KAWAI_PULL_HOSTS) can allow it",
+            f"url: {origin.host} may be on a private network; pull_hosts (KAWAI_PULL_HOSTS) can allow it",
             node.line,
         )
     if not shard_of(name_of(source)).stem:
@@ -228,36 +234,61 @@ def _converted(node: Node, terms: Terms, warnings: list[Problem]) -> _Entry:
         raise Malformed(f"an entry must be a mapping, not {node.kind}", node.line)
     _read_created(node)
     _read_digests(node)
-    while True:
-        try:
-            return msgspec.convert(node.plain(), _Entry)
-        except msgspec.ValidationError as error:
-            words, _, path = str(error).partition(" - at `")
-            where = node.at(path.rstrip("`"))
-            unknown = re.search(r"unknown field `(.*)`", words)
-            if unknown is None or not isinstance(where.parts, dict):
-                raise _offence(words, path.rstrip("`"), where) from None
-            _unknown(terms, where.parts.pop(unknown[1]).line, unknown[1], warnings)
+    _drop_unknown(node, _Entry, terms, warnings)
+    try:
+        return msgspec.convert(node.plain(), _Entry)
+    except msgspec.ValidationError as error:
+        words, _, path = str(error).rpartition(" - at `")
+        if not words:
+            words, path = path, ""
+        raise _offence(words, path.rstrip("`"), node.at(path.rstrip("`"))) from None
+
+
+_INNER: dict[type[msgspec.Struct], dict[str, type[msgspec.Struct]]] = {
+    _Files: {"model": _File, "proj": _File},
+    _Entry: {"files": _Files, "capabilities": _Capabilities, "metadata": _Metadata, "config": _Config},
+}
+
+
+def _drop_unknown(node: Node, kind: type[msgspec.Struct], terms: Terms, warnings: list[Problem]) -> None:
+    """Leave out the keys that a mapping of this kind does not have, or refuse them."""
+    if isinstance(node.parts, list):
+        for part in node.parts:
+            _drop_unknown(part, kind, terms, warnings)
+    if not isinstance(node.parts, dict):
+        return
+    known = set(kind.__struct_fields__)
+    for key in [key for key in node.parts if key not in known]:
+        _unknown(terms, node.parts.pop(key).line, key, warnings)
+    for key, inner in _INNER.get(kind, {}).items():
+        if key in node.parts:
+            _drop_unknown(node.parts[key], inner, terms, warnings)
 
 
 def _read_created(entry: Node) -> None:
     """Make Unix seconds of ``metadata.created``, which may be a date or time, with quotes or without."""
     metadata = entry.at("$.metadata")
     given = metadata.parts.get("created") if isinstance(metadata.parts, dict) else None
-    if given is None or not isinstance(metadata.parts, dict) or not given.text:
+    if given is None or not isinstance(metadata.parts, dict) or given.kind == "nothing":
         return
-    seconds = unix_seconds(given.text)
-    if seconds is not None:
-        metadata.parts["created"] = given._replace(value=seconds)
-    elif not isinstance(given.value, int) or isinstance(given.value, bool):
-        raise Malformed(f"created must be a date such as 2025-05-03, not {given.text[:40]!r}", given.line)
+    seconds = given.value if type(given.value) is int else unix_seconds(given.text)
+    if seconds is None or not _EARLIEST <= seconds <= _LATEST:
+        raise Malformed(
+            f"created must be a date such as 2025-05-03, not {given.text[:40] or given.kind!r}", given.line
+        )
+    metadata.parts["created"] = given._replace(value=seconds)
 
 
 def _read_digests(entry: Node) -> None:
     """Take digests as they are written: one without letters is no number."""
     model = entry.at("$.files.model").parts
     for file in [*(model if isinstance(model, list) else ()), entry.at("$.files.proj")]:
-        if isinstance(file.parts, dict) and (given := file.parts.get("sha256")) and given.text:
+        if (
+            isinstance(file.parts, dict)
+            and (given := file.parts.get("sha256"))
+            and given.text
+            and given.value is not None
+        ):
             file.parts["sha256"] = given._replace(value=given.text)
 
 
@@ -274,7 +305,8 @@ def _offence(words: str, path: str, node: Node) -> Malformed:
         return Malformed(f"{missing[1]} is missing{f' in {name}' if name else ''}", node.line)
     expected = re.match(r"Expected `([^`]*)`(.*)", words)
     if expected is None:
-        return Malformed(f"{name}: {words[:1].lower()}{words[1:]}", node.line)
+        choices = f"; it is one of {', '.join(ENDPOINTS)}" if name.endswith("endpoint") else ""
+        return Malformed(f"{name}: {words[:1].lower()}{words[1:100]}{choices}", node.line)
     kinds = [_WANTED.get(each.strip(), each.strip()) for each in expected[1].split("|")]
     wanted = " or ".join(kind for kind in kinds if kind != "nothing")
     if "regex" in expected[2]:
@@ -285,5 +317,5 @@ def _offence(words: str, path: str, node: Node) -> Malformed:
         return Malformed(
             f"{name} must be a text; {node.text[:40]} is read as {node.kind}: put it in quotes", node.line
         )
-    given = node.text[:60] if node.text else node.kind
+    given = repr(node.text[:60]) if node.text or node.kind == "a text" else node.kind
     return Malformed(f"{name} must be {wanted}, not {given}", node.line)

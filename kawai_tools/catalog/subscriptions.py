@@ -109,7 +109,6 @@ class Subscriptions:
                 f"if it is meant, remove {self._lists.keeper.path(url)} and run kawai catalog update",
             )
         self._lists.keeper.write(kept)
-        self._lists.changes += 1
         return kept, len(entries)
 
     @staticmethod

@@ -22,11 +22,11 @@ def versions(context: typer.Context, incomplete: str) -> list[str]:
 
 
 def entry_ids(context: typer.Context, incomplete: str) -> list[str]:
-    """The ids of the catalog that begin so, in whatever case; none where anything is amiss."""
+    """The ids of the catalog that begin so; none where anything is amiss."""
     found: list[str] = []
     with contextlib.suppress(Exception):  # as below
         found = invocation(context).workspace.catalog.ids()
-    return [each for each in found if each.casefold().startswith(incomplete.casefold())]
+    return [each for each in found if each.startswith(incomplete)]
 
 
 def model_ids(context: typer.Context, incomplete: str) -> list[str]:

@@ -58,8 +58,6 @@ class Index:
     def __init__(self, path: Path, rebuild: Callable[[], list[Entry] | None]) -> None:
         """``rebuild`` says what is on disk, or ``None`` where there is no store to look at."""
         self.path = path
-        self.changes = 0
-        """How often this process has changed the index."""
         self._rebuild = rebuild
 
     def all(self) -> list[Entry]:
@@ -151,10 +149,7 @@ class Index:
                 _insert(db, entry)
             db.execute("COMMIT")
 
-        try:
-            self._use(write)
-        finally:
-            self.changes += 1
+        self._use(write)
 
     def _use(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Do some work; an index that turns out to be damaged is made anew first."""
