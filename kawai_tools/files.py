@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import re
+import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -120,14 +121,23 @@ def move_into_place(source: Path, target: Path) -> None:
 def read_if_there(path: Path) -> bytes | None:
     """The file's content, or ``None`` where there is no such file. Raises ``HomeNotWritable``."""
     try:
-        return path.read_bytes()
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (IsADirectoryError, PermissionError) as error:
-        raise HomeNotWritable(
-            f"cannot read {path}: {error.strerror}",
-            "make it a file that can be read, or name another directory with --home or KAWAI_HOME",
-        ) from error
+    except PermissionError as error:
+        raise _unreadable(path, error.strerror or "not permitted") from error
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise _unreadable(path, "it is no file")
+    with os.fdopen(fd, "rb") as file:
+        return file.read()
+
+
+def _unreadable(path: Path, reason: str) -> HomeNotWritable:
+    return HomeNotWritable(
+        f"cannot read {path}: {reason}",
+        "make it a file that can be read, or name another directory with --home or KAWAI_HOME",
+    )
 
 
 def existing_parent(path: Path) -> Path:

@@ -28,6 +28,11 @@ class Kept(msgspec.Struct, frozen=True):
     replaced: list[str] = []
 
 
+_KEPT = msgspec.json.Decoder(
+    Kept
+)  # made as the module is: msgspec is not safe where threads are first to use a type
+
+
 class Keeper:
     """The folder of kept copies."""
 
@@ -42,7 +47,7 @@ class Keeper:
     def read(self, url: str) -> Kept | None:
         """The copy of a subscription; ``None`` where there is none that can be read."""
         try:
-            kept = msgspec.json.decode(read_if_there(self.path(url)) or b"", type=Kept)
+            kept = _KEPT.decode(read_if_there(self.path(url)) or b"")
         except (*UNDECODABLE, HomeNotWritable, OSError):
             return None
         return kept if kept.url == url and digest_of(kept.text) == kept.sha256 else None

@@ -69,7 +69,7 @@ class Lists:
 
     def _remembered(self, key: str) -> "Loaded | None":
         try:
-            cached = msgspec.json.decode(read_if_there(self._cache) or b"", type=_Cached)
+            cached = _CACHED.decode(read_if_there(self._cache) or b"")
         except (*UNDECODABLE, HomeNotWritable, OSError):
             return None
         return cached.loaded if cached.key == key else None
@@ -79,7 +79,12 @@ class Lists:
 
         loaded = merging.read_all(self, [Path(file.path) for file in files])
         now = time.time_ns()
-        if self._remembers and all(abs(now - file.stamp[-1]) > _SETTLED for file in files if file.stamp):
+        unread = any(each.refused and each.line is None for each in loaded.problems)  # it may pass
+        if (
+            self._remembers
+            and not unread
+            and all(abs(now - file.stamp[-1]) > _SETTLED for file in files if file.stamp)
+        ):
             self._remember(_Cached(key, loaded))
         return loaded
 
@@ -104,6 +109,11 @@ class Loaded(msgspec.Struct, frozen=True):
 class _Cached(msgspec.Struct, frozen=True):
     key: str
     loaded: Loaded
+
+
+_CACHED = msgspec.json.Decoder(
+    _Cached
+)  # made as the module is: msgspec is not safe where threads are first to use a type
 
 
 class _File(NamedTuple):

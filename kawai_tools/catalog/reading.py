@@ -18,6 +18,11 @@ MOST_EVENTS = 250_000
 DEEPEST = 12
 """Lists and mappings inside each other; an entry of a catalog needs seven."""
 
+_HAS_C = hasattr(yaml, "CLoader")
+_LOADER = yaml.CLoader if _HAS_C else yaml.Loader
+_TAG = r"(?:^|[\n\r\x85\u2028\u2029])%TAG"
+"""libyaml compares each of these directives with all others."""
+
 _TRUE = frozenset({"true", "yes", "on"})
 _LONGEST = 60
 
@@ -77,8 +82,8 @@ def read_yaml(data: bytes) -> Node:
         raise Malformed("it is not UTF-8", data.count(b"\n", 0, error.start) + 1) from None
     if re.match(r"\s*<[!?A-Za-z]", text):
         raise Malformed("it is a web page, not a catalog", 1)
-    if directive := re.search(r"^%TAG", text, re.MULTILINE):  # libyaml compares each with all others
-        raise Malformed("tag directives (%TAG) are not taken", text.count("\n", 0, directive.start()) + 1)
+    if directive := re.search(_TAG, text):
+        raise Malformed("tag directives (%TAG) are not taken", text.count("\n", 0, directive.end()) + 1)
     resolver = yaml.resolver.Resolver()
 
     def kind_of(plain: str) -> str:
@@ -86,7 +91,7 @@ def read_yaml(data: bytes) -> Node:
         return tag.rpartition(":")[2]
 
     try:
-        return _Builder(kind_of).build(yaml.parse(text, Loader=getattr(yaml, "CLoader", yaml.Loader)))
+        return _Builder(kind_of).build(yaml.parse(text, Loader=_LOADER))
     except yaml.YAMLError as error:
         words = getattr(error, "problem", None) or getattr(error, "reason", None) or "it is not YAML"
         raise Malformed(f"not valid YAML: {words}", _line_of(error, text)) from None
@@ -95,7 +100,8 @@ def read_yaml(data: bytes) -> Node:
 def _line_of(error: yaml.YAMLError, text: str) -> int | None:
     """Where an error is: of what is never closed, where it begins."""
     if isinstance(error, yaml.reader.ReaderError):
-        return text.count("\n", 0, int(error.position)) + 1
+        before = int(error.position)  # bytes, or characters where there is no libyaml
+        return (text.encode()[:before].count(b"\n") if _HAS_C else text.count("\n", 0, before)) + 1
     begun, mark = getattr(error, "context_mark", None), getattr(error, "problem_mark", None)
     if begun and "end of stream" in str(getattr(error, "problem", "")):
         mark = begun

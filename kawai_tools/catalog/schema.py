@@ -98,6 +98,10 @@ class _Entry(msgspec.Struct):
     config: _Config = msgspec.field(default_factory=_Config)
 
 
+_KNOWN = msgspec.json.Decoder(_Entry)
+"""Never used: by making it, all is known of the type before threads convert to it, which msgspec needs."""
+
+
 class Terms(NamedTuple):
     """On which terms a catalog is read.
 

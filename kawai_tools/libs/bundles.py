@@ -44,6 +44,10 @@ _PATIENCE, _GLANCE, _TICK = 10.0, 0.3, 0.02
 _REPLACED, _REMOVED = "replaced", "removed"
 
 
+# made as the module is: msgspec is not safe where threads are first to use a type
+_RECORD, _ACTIVE = msgspec.json.Decoder(BundleRecord), msgspec.json.Decoder(Active)
+
+
 class Bundles:
     """The builds of one home. Safe to share between threads and with other processes."""
 
@@ -66,7 +70,7 @@ class Bundles:
     def _read(self, path: Path) -> BundleRecord | None:
         """A build by its state file, if both are whole and belong together."""
         try:
-            record = msgspec.json.decode(read_if_there(path) or b"", type=BundleRecord)
+            record = _RECORD.decode(read_if_there(path) or b"")
         except (*UNDECODABLE, HomeNotWritable):
             return None
         here = (record.platform, record.version) == (path.parent.parent.name, path.stem)
@@ -97,7 +101,7 @@ class Bundles:
     def _pointers(self) -> Active:
         data = read_if_there(self.layout.active)
         try:
-            return msgspec.json.decode(data, type=Active) if data is not None else Active()
+            return _ACTIVE.decode(data) if data is not None else Active()
         except UNDECODABLE as error:
             raise BrokenState(f"{self.layout.active} cannot be read: {error}", self._anew()) from error
 

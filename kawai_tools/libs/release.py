@@ -61,6 +61,11 @@ class Copies(msgspec.Struct, frozen=True):
     notes: dict[str, str] = {}
 
 
+_COPIES = msgspec.json.Decoder(
+    Copies
+)  # made as the module is: msgspec is not safe where threads are first to use a type
+
+
 class Answers:
     """The last answers of one release server, in a file that may be lost."""
 
@@ -89,7 +94,7 @@ class Answers:
     def read(self) -> Copies:
         """All of them; what cannot be read, or makes no sense, is not there."""
         try:
-            copies = msgspec.json.decode(read_if_there(self._path) or b"{}", type=Copies)
+            copies = _COPIES.decode(read_if_there(self._path) or b"{}")
         except (*UNDECODABLE, HomeNotWritable):
             return Copies()
         sound = {

@@ -10,7 +10,6 @@ import re
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from types import GenericAlias
 from typing import Annotated
 
 import msgspec
@@ -75,6 +74,11 @@ class _ApiRelease(msgspec.Struct, frozen=True):
         return Release(self.tag_name, self.prerelease, assets)
 
 
+_Decoder = msgspec.json.Decoder[_ApiRelease] | msgspec.json.Decoder[list[_ApiRelease]]
+# made as the module is: msgspec is not safe where threads are first to use a type
+_ONE, _MANY = msgspec.json.Decoder(_ApiRelease), msgspec.json.Decoder(list[_ApiRelease])
+
+
 def _is_web(url: str) -> bool:
     try:
         origin_of(url)
@@ -107,7 +111,7 @@ class Releases:
         for _ in range(MAX_PAGES):
             if url is None:
                 return
-            copy = self._ask(url, list[_ApiRelease])
+            copy = self._ask(url, _MANY)
             yield copy.releases
             url = copy.next_url
 
@@ -118,7 +122,7 @@ class Releases:
                 f"{tag[:40]!r} is no version of llama.cpp",
                 "versions look like b11434; --channel follows the newest",
             )
-        found = self._ask(f"{self._base}/tags/{tag}", _ApiRelease).releases[0]
+        found = self._ask(f"{self._base}/tags/{tag}", _ONE).releases[0]
         if found.tag != tag:
             raise BadResponse(f"the release server answers with {found.tag[:40]!r} where {tag} was asked for")
         return found
@@ -131,7 +135,7 @@ class Releases:
 
     def stable(self) -> Release:
         """The build that the newest full release stands for."""
-        latest = self._ask(f"{self._base}/latest", _ApiRelease).releases[0]
+        latest = self._ask(f"{self._base}/latest", _ONE).releases[0]
         note = next((asset for asset in latest.assets if asset.name == NIGHTLY_TAG), None)
         if note is not None:
             return self.tagged(self._noted(note))
@@ -159,7 +163,7 @@ class Releases:
         self._answers.write(msgspec.structs.replace(copies, notes={**copies.notes, note.url: tag}))
         return tag
 
-    def _ask(self, url: str, kind: "type[_ApiRelease | list[_ApiRelease]]") -> Copy:
+    def _ask(self, url: str, wanted: _Decoder) -> Copy:
         known = self._answers.read().answers.get(url)
         headers = {"Accept": "application/vnd.github+json", "X-GitHub-Api-Version": "2022-11-28"}
         if known is not None and known.etag is not None:
@@ -169,10 +173,10 @@ class Releases:
             now = datetime.now(UTC)
             if answer.status == 304 and known is not None:  # noqa: PLR2004 - Not Modified
                 return msgspec.structs.replace(known, asked_at=now)
-            return Copy(answer.header("ETag"), now, _decode(answer, kind), self._next(url, answer))
+            return Copy(answer.header("ETag"), now, _decode(answer, wanted), self._next(url, answer))
 
         copy = self._asker.ask("GET", url, use, lambda answer: self._refusal(answer, url), headers=headers)
-        if not copy.releases and not isinstance(kind, GenericAlias):
+        if not copy.releases and wanted is _ONE:
             raise VersionNotFound("the release server has only a draft of it", "choose another version")
         self._answers.keep(url, copy)
         return copy
@@ -226,9 +230,9 @@ class Releases:
         return error
 
 
-def _decode(answer: Response, kind: "type[_ApiRelease | list[_ApiRelease]]") -> list[Release]:
+def _decode(answer: Response, wanted: _Decoder) -> list[Release]:
     try:
-        found = msgspec.json.decode(answer.read(), type=kind)
+        found = wanted.decode(answer.read())
     except UNDECODABLE as error:
         host = origin_of(answer.url).authority
         raise BadResponse(f"{host} answers with no releases: {error}", "check KAWAI_LIBS_API") from error

@@ -26,6 +26,11 @@ class Claim(msgspec.Struct, frozen=True):
     dropping: list[str] = []
 
 
+_CLAIM = msgspec.json.Decoder(
+    Claim
+)  # made as the module is: msgspec is not safe where threads are first to use a type
+
+
 def write_claim(layout: Layout, claim: Claim) -> Path:
     """Say what the partial directory of a model is for, durably; the directory, made if need be."""
     directory = make_directory(layout.partial(claim.path))
@@ -36,7 +41,7 @@ def write_claim(layout: Layout, claim: Claim) -> Path:
 def read_claim(partial: Path) -> Claim | None:
     """What a partial directory belongs to, if it says."""
     try:
-        return msgspec.json.decode(read_if_there(partial / "claim.json") or b"", type=Claim)
+        return _CLAIM.decode(read_if_there(partial / "claim.json") or b"")
     except UNDECODABLE:
         return None
 

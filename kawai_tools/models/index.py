@@ -45,6 +45,9 @@ _SCHEMA = (
     f"PRAGMA user_version = {VERSION}",
 )
 
+# made as the module is: msgspec is not safe where threads are first to use a type
+_ENTRIES, _ROWS = msgspec.json.Decoder(list[Entry]), msgspec.json.Decoder(list[ModelRow])
+
 T = TypeVar("T")
 
 
@@ -74,7 +77,7 @@ class Index:
         def read(db: sqlite3.Connection) -> list[tuple[str, ModelRow]]:
             found = db.execute("SELECT lock, row FROM shown ORDER BY key").fetchall()
             locks, rows = zip(*found, strict=True) if found else ((), ())
-            return list(zip(locks, _decoded(rows, list[ModelRow]) if rows else [], strict=True))
+            return list(zip(locks, _decoded(rows, _ROWS) if rows else [], strict=True))
 
         return self._use(read)
 
@@ -225,13 +228,13 @@ def _blobs(db: sqlite3.Connection, query: str, values: Sequence[str] = ()) -> li
 
 
 def _entries(blobs: Sequence[bytes]) -> list[Entry]:
-    return _decoded(blobs, list[Entry]) if blobs else []
+    return _decoded(blobs, _ENTRIES) if blobs else []
 
 
-def _decoded(blobs: Sequence[bytes], kind: type[list[T]]) -> list[T]:
+def _decoded(blobs: Sequence[bytes], kind: msgspec.json.Decoder[list[T]]) -> list[T]:
     """JSON values, decoded at once. Raises ``DecodeError`` for what was not written by us."""
     try:
-        found = msgspec.json.decode(b"[" + b",".join(blobs) + b"]", type=kind)
+        found = kind.decode(b"[" + b",".join(blobs) + b"]")
     except TypeError as error:
         raise msgspec.DecodeError("an entry is no blob") from error
     if len(found) != len(blobs):

@@ -76,6 +76,11 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         return owner_and_stem(self.path)[1]
 
 
+_RECORD = msgspec.json.Decoder(
+    Record
+)  # made as the module is: msgspec is not safe where threads are first to use a type
+
+
 def owner_and_stem(path: str) -> tuple[str, str]:
     """What ids are made of: the first folder of a model's path (``local`` if none), and its last part."""
     owner, slash, _ = path.partition("/")
@@ -143,7 +148,7 @@ def now() -> datetime:
 def decode_record(data: bytes, where: object) -> Record:
     """Read a provenance file. Raises ``BrokenState``."""
     try:
-        record = msgspec.json.decode(data, type=Record)
+        record = _RECORD.decode(data)
     except UNDECODABLE as error:
         raise BrokenState(f"{where} cannot be read: {error}", "kawai models index writes it anew") from error
     record = msgspec.structs.replace(

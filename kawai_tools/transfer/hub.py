@@ -81,6 +81,11 @@ class Listed(msgspec.Struct, frozen=True):
     lfs: Lfs | None = None
 
 
+_LISTING = msgspec.json.Decoder(
+    list[Listed]
+)  # made as the module is: msgspec is not safe where threads are first to use a type
+
+
 def hub_credentials(settings: Settings) -> dict[Origin, str]:
     """Which ``Authorization`` goes to which origin.
 
@@ -229,7 +234,7 @@ def _plain(source: PlainUrl, answer: Response, size: str | None) -> RemoteFile:
 def _page(answer: Response) -> tuple[list[Listed], str | None]:
     """The entries of a page of a listing, and where the next page is."""
     try:
-        listed = msgspec.json.decode(answer.read(), type=list[Listed])
+        listed = _LISTING.decode(answer.read())
     except UNDECODABLE as error:
         raise BadResponse(f"{origin_of(answer.url).authority} answers with no listing: {error}") from error
     link = re.search(r'<([^>]+)>;\s*rel="next"', answer.header("Link") or "")

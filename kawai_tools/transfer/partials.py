@@ -62,6 +62,11 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         return ends == sorted(ends)
 
 
+_RECORD = msgspec.json.Decoder(
+    Record
+)  # made as the module is: msgspec is not safe where threads are first to use a type
+
+
 class Partial:
     """The partial of one file: ``<name>.<token>.partial`` and its record ``<name>.json`` beside it."""
 
@@ -93,7 +98,7 @@ class Partial:
 
     def _read(self) -> Record | None:
         try:
-            record = msgspec.json.decode(read_if_there(self._record_path) or b"", type=Record)
+            record = _RECORD.decode(read_if_there(self._record_path) or b"")
         except UNDECODABLE:
             return None
         return record if record.belongs_to(self.file) and record.is_sound() else None
