@@ -16,6 +16,7 @@ import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -121,8 +122,17 @@ def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
 
 
 def _compile(source: str, target: Path, *flags: str) -> None:
-    command = ["cc", "-x", "c", "-", "-o", str(target), *flags]
-    subprocess.run(command, input=source.encode(), check=True, capture_output=True)
+    target.write_bytes(_compiled(source, flags))
+    target.chmod(0o755)
+
+
+@cache
+def _compiled(source: str, flags: tuple[str, ...]) -> bytes:
+    with tempfile.TemporaryDirectory() as scratch:
+        target = Path(scratch, "made")
+        command = ["cc", "-x", "c", "-", "-o", str(target), *flags]
+        subprocess.run(command, input=source.encode(), check=True, capture_output=True)
+        return target.read_bytes()
 
 
 def _library(folder: Path, link: str, real: str, source: str) -> None:

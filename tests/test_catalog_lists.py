@@ -957,12 +957,16 @@ def test_a_file_whose_name_is_no_utf8_is_one_like_others(kawai: Program, data: b
 def test_a_list_that_may_not_be_read_is_said_to_be(kawai: Program) -> None:
     path = put(kawai, "shut.yaml", "shut-one")
     path.chmod(0)
-    if os.access(path, os.R_OK):
-        pytest.skip("root reads whatever it wants")
+    if os.access(
+        path, os.R_OK
+    ):  # root reads whatever it wants: a link that leads round in a circle it cannot
+        path.unlink()
+        path.symlink_to(path)
     ended = kawai("catalog", "list", "--json")
-    assert ended.err == f"left out: {path}: it cannot be read: Permission denied\n"
+    assert re.fullmatch(rf"left out: {path}: it cannot be read: [A-Z][a-z ]+\n", ended.err)
     assert ids_of(ended) == []
-    path.chmod(0o600)
+    path.unlink()
+    put(kawai, "shut.yaml", "shut-one")
     assert ids_of(kawai("catalog", "list", "--json")) == ["shut-one"]
 
 

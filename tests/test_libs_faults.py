@@ -143,12 +143,20 @@ def active(program: Program) -> tuple[str, Path]:
     return current["version"], layout_of(program).bundle(current["platform"], current["version"])
 
 
+_PROBED: set[frozenset[tuple[str, str]]] = set()
+"""What builds that passed a probe of this process hold."""
+
+
 def assert_works(program: Program, *builds: Build) -> str:
     """The build that ``active.json`` names is one of these, whole, and passes its probe."""
     version, place = active(program)
-    assert content_of(place) in [each.content for each in builds if each.tag == version]
-    result = probe(place, Processor.CPU, time.sleep)
-    assert result.ok, result.detail
+    content = content_of(place)
+    assert content in [each.content for each in builds if each.tag == version]
+    same = frozenset(content.items())
+    if same not in _PROBED:  # the same files do the same
+        result = probe(place, Processor.CPU, time.sleep)
+        assert result.ok, result.detail
+        _PROBED.add(same)
     return version
 
 
@@ -306,7 +314,7 @@ def test_a_change_killed_at_any_system_call_leaves_the_old_build_or_the_new(
     shutil.copytree(home, prepared, symlinks=True)
     wrong: list[str] = []
     killed = 0
-    for number in spread(times_called(libs, call, *args)):
+    for number in spread(times_called(libs, call, *args), 3 if call in {"rename", "fsync"} else 2):
         where = f"{call} {number}"
         shutil.rmtree(home)
         shutil.copytree(prepared, home, symlinks=True)
@@ -714,7 +722,7 @@ def lockless(libs: Program, tmp_path: Path) -> Program:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("times", [2, 8])
-@pytest.mark.parametrize("round_", range(3))
+@pytest.mark.parametrize("round_", range(2))
 def test_installs_at_once_are_right_even_where_locks_do_nothing(
     round_: int, times: int, hub: LocalHub, lockless: Program, offer: Callable[..., Build]
 ) -> None:
