@@ -41,9 +41,10 @@ class NoRequest(Request, frozen=True):
 
 
 class Payload(msgspec.Struct, frozen=True):
-    """A row that answers with one JSON value of this type."""
+    """A row that answers with one JSON value of this type, and with this status."""
 
     type: Any
+    status: int = 200
 
 
 class Nothing(msgspec.Struct, frozen=True):

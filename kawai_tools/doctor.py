@@ -21,6 +21,7 @@ from kawai_tools.libs.platforms import Arch, Machine, Processor
 from kawai_tools.libs.probing import probe
 from kawai_tools.models.store import Store
 from kawai_tools.settings import Settings
+from kawai_tools.tokens import Tokens
 from kawai_tools.transfer.asking import Asker
 from kawai_tools.transfer.egress import origin_of
 from kawai_tools.transfer.outbound import Outbound
@@ -56,6 +57,7 @@ class Doctor:
         store: Store,
         bundles: Bundles,
         catalog: Catalog,
+        tokens: Tokens,
         ways: Mapping[str, Callable[[], Outbound]],
     ) -> None:
         """Nothing is looked at yet. ``bundles`` are ones that looking does not change.
@@ -67,6 +69,7 @@ class Doctor:
         self._store = store
         self._bundles = bundles
         self._catalog = catalog
+        self._tokens = tokens
         self._ways = ways
 
     def report(self) -> list[Check]:
@@ -77,6 +80,7 @@ class Doctor:
             ("store", self._models),
             ("builds", self._builds),
             ("catalog", self._entries),
+            ("tokens", self._secrets),
             ("network", self._network),
         )
         return [check for name, look in checks for check in _guarded(name, look)]
@@ -145,6 +149,13 @@ class Doctor:
             yield Check("catalog", status, str(problem), problem.fix)
         if not any(problem.refused for problem in problems):
             yield Check("catalog", "ok", f"{len(self._catalog.ids())} models to choose from")
+
+    def _secrets(self) -> Iterator[Check]:
+        self._tokens.check_file()  # raises what is wrong with it, which is then told
+        count = len(self._tokens.all())
+        yield Check(
+            "tokens", "ok", f"{count} tokens" if count else "none made yet; kawai tokens create makes one"
+        )
 
     def _builds(self) -> Iterator[Check]:
         root = self._bundles.layout.root

@@ -79,6 +79,8 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o644, durable: boo
         try:
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
             with os.fdopen(fd, "wb") as file:
+                if not mode & 0o077:
+                    os.fchmod(fd, mode)  # what is private is so under any umask
                 file.write(data)
                 file.flush()
                 if durable:

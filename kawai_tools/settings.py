@@ -103,6 +103,28 @@ def _is_address(url: str) -> bool:
         return False
 
 
+def _parse_host(text: str) -> str:
+    host = _parse_text(text)
+    return host[1:-1] if host[0] + host[-1] == "[]" else host
+
+
+def _parse_hosts(text: str) -> tuple[str, ...]:
+    names = _parse_names(text)
+    form = re.compile(
+        r"\w([\w.-]*\w)?\.?(:\d{1,5})?|\[[0-9a-f:]+\](:\d{1,5})?|[0-9a-f:]*:[0-9a-f:]*:[0-9a-f:]*"
+    )
+    if not all(form.fullmatch(name) for name in names) or (text and not names):
+        raise ValueError("names of hosts such as models.example.org")
+    return names
+
+
+def _parse_origins(text: str) -> tuple[str, ...]:
+    origins = _parse_names(text)
+    if not all(re.fullmatch(r"https?://[^/?#\s@*]+", origin) for origin in origins):
+        raise ValueError("origins such as https://chat.example.org")
+    return origins
+
+
 def _parse_urls(text: str) -> tuple[str, ...]:
     urls = tuple(dict.fromkeys(url for url in re.split(r"[,\s]+", text) if url))
     form = re.compile(r"https?://[^/?#\s@]+(/[^#\s]*)?", re.IGNORECASE)
@@ -159,9 +181,40 @@ class Settings:
     offline: bool = _key(
         "KAWAI_OFFLINE", "open no connection to anywhere else", _parse_bool, default=False, kinds=(bool, str)
     )
-    host: str = _key("KAWAI_HOST", "address that kawai serve listens on", _parse_text, default="127.0.0.1")
+    host: str = _key("KAWAI_HOST", "address that kawai serve listens on", _parse_host, default="127.0.0.1")
     port: int = _key(
         "KAWAI_PORT", "port that kawai serve listens on", _between(0, 65535), default=11435, kinds=(int, str)
+    )
+    auth: bool = _key(
+        "KAWAI_AUTH", "kawai serve asks for tokens", _parse_bool, default=False, kinds=(bool, str)
+    )
+    strict: bool = _key(
+        "KAWAI_STRICT",
+        "kawai serve asks for tokens, also for reading",
+        _parse_bool,
+        default=False,
+        kinds=(bool, str),
+    )
+    insecure: bool = _key(
+        "KAWAI_INSECURE",
+        "kawai serve may listen beyond this machine without asking for tokens",
+        _parse_bool,
+        default=False,
+        kinds=(bool, str),
+    )
+    allow_hosts: tuple[str, ...] = _key(
+        "KAWAI_ALLOW_HOSTS",
+        "names by which kawai serve is known",
+        _parse_hosts,
+        default=(),
+        kinds=(list, str),
+    )
+    allow_origins: tuple[str, ...] = _key(
+        "KAWAI_ALLOW_ORIGINS",
+        "web pages' origins that may use kawai serve",
+        _parse_origins,
+        default=(),
+        kinds=(list, str),
     )
     connections: int = _key(
         "KAWAI_CONNECTIONS", "connections a download may use", _between(1, 64), default=8, kinds=(int, str)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from kawai_tools.models.planning import Planner
     from kawai_tools.models.pulling import Puller
     from kawai_tools.models.store import Store
+    from kawai_tools.tokens import Tokens
     from kawai_tools.transfer.egress import Origin
     from kawai_tools.transfer.fetching import Pace
     from kawai_tools.transfer.hub import Hub
@@ -193,6 +194,13 @@ class Workspace:
         return Pace(self.settings.connections, self.settings.limit_rate)
 
     @cached_property
+    def tokens(self) -> "Tokens":
+        """Who may use a server of this home."""
+        from kawai_tools.tokens import Tokens
+
+        return Tokens(self.settings.data_dir / "tokens.json")
+
+    @cached_property
     def machine(self) -> "Machine":
         """The machine that this runs on, looked at once."""
         from kawai_tools.libs.platforms import look
@@ -249,15 +257,17 @@ class Workspace:
         ways = {"hub": lambda: self.outbound, "release server": lambda: self.libs_outbound}
         looked_at = Bundles(self.bundles.layout, lambda: self.machine, recovers=False)
         catalog = Catalog(self._make_lists(remembers=False), self.models)
-        return Doctor(self.settings, self.machine, self.models, looked_at, catalog, ways)
+        return Doctor(self.settings, self.machine, self.models, looked_at, catalog, self.tokens, ways)
 
     def warm(self) -> None:
         """Make every noun now, before threads could each make their own."""
         _ = self.pulls, self.models, self.planner, self.puller, self.libs_planner, self.libs_puller
-        _ = self.catalog, self.subscriptions
+        _ = self.catalog, self.subscriptions, self.tokens
 
     def close(self) -> None:
-        """Let go of idle connections."""
+        """Let go of idle connections, and write down what is still to be."""
+        if "tokens" in vars(self):
+            self.tokens.close()
         for name in ("outbound", "libs_outbound", "catalog_outbound"):
             if name in vars(self):
                 getattr(self, name).close()

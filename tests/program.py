@@ -136,7 +136,7 @@ class Daemon:
         self.program = program
         self.process = program.start("serve", "--port", "0", *args)
         assert self.process.stderr
-        self.first_line = self.process.stderr.readline()
+        self.first_line = next((line for line in self.process.stderr if "is serving on" in line), "")
         found = find_daemon(self.home)
         assert found is not None, self.first_line + self.process.stderr.read()
         self.announced: Announced = found

@@ -24,6 +24,7 @@ import pytest
 
 from kawai_tools import __version__
 from kawai_tools.api.app import build_app
+from kawai_tools.api.guard import known_by
 from kawai_tools.api.health import ALIVE, READY
 from kawai_tools.api.server import Server, listen
 from kawai_tools.contract import Level, NoRequest, Nothing, Operation, Stream
@@ -122,7 +123,7 @@ for row in OPERATIONS:
 
 @pytest.mark.parametrize("path", PATHS)
 def test_other_methods_are_405_and_allow_tells_which_there_are(server: Server_, path: str) -> None:
-    where = path.format(model=MODEL, pull="x", version="b1", filter="x")
+    where = path.format(model=MODEL, pull="x", version="b1", filter="x", id="x")
     for method in {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "BREW"} - PATHS[path]:
         reply = send_raw(server.daemon, head(f"{method} {where}", server.host, "Content-Length: 0"), method)
         assert reply.status == 405
@@ -288,7 +289,7 @@ def test_a_foreign_origin_is_403(server: Server_, origin: str) -> None:
 
 def test_host_and_origin_are_checked_on_every_route_before_the_body(server: Server_) -> None:
     for method, path in EVERYWHERE:
-        where = path.format(model=MODEL, pull="x", version="b1", filter="x")
+        where = path.format(model=MODEL, pull="x", version="b1", filter="x", id="x")
         body = (JSON, "Content-Length: 5")  # and it is never sent
         reply = send_raw(server.daemon, head(f"{method} {where}", "Host: evil.example", *body), method)
         assert reply.status == 421, (method, path)
@@ -889,7 +890,7 @@ def local(
     listener = listen("127.0.0.1", 0)
     port = listener.getsockname()[1]
     ready = threading.Event()
-    app = build_app(workspace, port=port, operations=(*OPERATIONS, *operations), heartbeat=heartbeat)
+    app = build_app(workspace, known_by(port), operations=(*OPERATIONS, *operations), heartbeat=heartbeat)
     server = Server(app, on_ready=ready.set)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
@@ -953,7 +954,7 @@ def test_while_nothing_changes_the_last_event_is_repeated_under_its_number(works
 
 
 def test_the_last_event_is_repeated_every_ten_seconds_by_default(workspaces: Workspaces) -> None:
-    app = build_app(workspaces(serves=True), port=1)
+    app = build_app(workspaces(serves=True), known_by(1))
     assert app._streams.heartbeat == 10
 
 
@@ -1240,7 +1241,9 @@ def test_a_pull_id_is_carried_as_it_is_typed(cli: Program, daemon: Daemon, words
 
 def test_rows_without_an_answer_are_204(server: Server_) -> None:
     rows = [row for row in OPERATIONS if isinstance(row.result, Nothing)]
-    assert {row.name for row in rows} == {"models.index", "models.rm", "pulls.cancel", "libs.rm"}
+    assert {row.name for row in rows} == {
+        *("models.index", "models.rm", "pulls.cancel", "libs.rm", "tokens.revoke")
+    }
     reply = server.daemon.ask("POST", "/v1/models/index")
     assert (reply.status, reply.body) == (204, b"")
     assert "content-type" not in reply.headers

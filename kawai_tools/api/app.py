@@ -2,10 +2,10 @@
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 from starlette.applications import Starlette
@@ -15,20 +15,29 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from kawai_tools import contract
+from kawai_tools.api.access import Access
 from kawai_tools.api.decoding import decode
-from kawai_tools.api.errors import HANDLERS, error_response
-from kawai_tools.api.guard import Guard, own_hosts
+from kawai_tools.api.errors import HANDLERS, error_response, refusal
+from kawai_tools.api.guard import Guard, Names, has_body
 from kawai_tools.api.health import ALIVE, READY, Health, check_ready
+from kawai_tools.api.openapi import DESCRIPTION, describe
 from kawai_tools.api.sse import HEARTBEAT, Streams, last_event_id
-from kawai_tools.contract import Operation, Stream
-from kawai_tools.errors import InvalidBody, MethodNotAllowed
+from kawai_tools.contract import Level, Operation, Payload, Stream
+from kawai_tools.errors import InvalidBody, KawaiError, MethodNotAllowed
 from kawai_tools.operations.table import OPERATIONS
 from kawai_tools.transfer.pulls import Feed
 from kawai_tools.workspace import Workspace
 
 T = TypeVar("T")
 Handler = Callable[[Request], Awaitable[ASGIApp]]
-"""What answers one method of one path."""
+
+
+class Entrance(NamedTuple):
+    """What answers one method of one path, and who may ask: there is no way in without a level."""
+
+    level: Level
+    handler: Handler
+
 
 _PLANNERS = 16
 _OTHERS = 32
@@ -53,30 +62,38 @@ class App:
 
 def build_app(
     workspace: Workspace,
+    names: Names,
     *,
-    port: int,
-    host: str = "127.0.0.1",
-    hosts: Iterable[str] = (),
+    access: Access | None = None,
     operations: Sequence[Operation[contract.Request]] = OPERATIONS,
     heartbeat: float = HEARTBEAT,
 ) -> App:
     """The application that carries out ``operations`` on ``workspace``.
 
-    It answers requests for loopback and ``host`` at ``port``, the ones that are really listened on, and for
-    ``hosts``, the names by which others may know it. ``heartbeat`` is the silence in seconds after which a
-    stream repeats its last event.
+    ``names`` are what it is called (see :func:`~kawai_tools.api.guard.known_by`), ``access`` says who may
+    (``None``: everybody), ``heartbeat`` is the seconds of silence after which a stream repeats its last.
     """
     workspace.warm()
+    access = access or Access(workspace.tokens)
     face = _Face(workspace, Streams(heartbeat))
-    paths: dict[str, dict[str, Handler]] = {path: {"GET": face.alive} for path in ALIVE}
-    paths |= {path: {"GET": face.ready} for path in READY}
+    paths: dict[str, dict[str, Entrance]] = {
+        path: {"GET": Entrance(Level.HEALTH, face.alive)} for path in ALIVE
+    }
+    paths |= {path: {"GET": Entrance(Level.HEALTH, face.ready)} for path in READY}
+    described = _answer(describe(operations, access))
+    paths[DESCRIPTION] = {"GET": Entrance(Level.USE, partial(_give, described))}
     for row in operations:
         if row.path is not None:
-            paths.setdefault(row.path, {})[row.method] = partial(face.run, row)
-    routes = [_route(path, paths[path]) for path in sorted(paths, key=_precedence)]
+            paths.setdefault(row.path, {})[row.method] = Entrance(row.level, partial(face.run, row))
+    routes = [_route(path, paths[path], access) for path in sorted(paths, key=_precedence)]
     app = Starlette(routes=routes, exception_handlers=dict(HANDLERS))
     app.router.redirect_slashes = False
-    return App(Guard(app, own_hosts(hosts, host, port)), face.streams)
+    return App(Guard(app, names, counts_credentials=not access.on), face.streams)
+
+
+async def _give(answer: ASGIApp, _: Request) -> ASGIApp:
+    """An answer that is always the same."""
+    return answer
 
 
 def _precedence(path: str) -> tuple[bool, int]:
@@ -84,8 +101,8 @@ def _precedence(path: str) -> tuple[bool, int]:
     return "{" in path, -len(path.partition("{")[0])
 
 
-def _route(path: str, handlers: Mapping[str, Handler]) -> Route:
-    route = Route(path.replace("{model}", "{model:path}"), _Resource(path, handlers))
+def _route(path: str, entrances: Mapping[str, Entrance], access: Access) -> Route:
+    route = Route(path.replace("{model}", "{model:path}"), _Resource(path, entrances, access))
     # Starlette's own pattern lets a path end in a line feed, and a parameter not contain one.
     route.path_regex = re.compile(route.path_regex.pattern.removesuffix("$") + r"\Z", re.DOTALL)
     return route
@@ -94,17 +111,29 @@ def _route(path: str, handlers: Mapping[str, Handler]) -> Route:
 class _Resource:
     """One path and what answers its methods. It alone answers for the path, so that others are 405."""
 
-    def __init__(self, path: str, handlers: Mapping[str, Handler]) -> None:
+    def __init__(self, path: str, entrances: Mapping[str, Entrance], access: Access) -> None:
         self._path = path
-        self._handlers = handlers
+        self._entrances = entrances
+        self._access = access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        handler = self._handlers.get("GET" if scope["method"] == "HEAD" else scope["method"])
-        answer = await handler(Request(scope, receive)) if handler else self._refuse(scope["method"])
+        answer = await self._answer(scope, receive)
         await answer(scope, receive, send)
 
+    async def _answer(self, scope: Scope, receive: Receive) -> ASGIApp:
+        entrance = self._entrances.get("GET" if scope["method"] == "HEAD" else scope["method"])
+        if entrance is None:
+            return self._refuse(scope["method"])
+        try:
+            self._access.check(entrance.level, scope["headers"])
+        except KawaiError as error:
+            return refusal(error) if has_body(scope) else error_response(error)
+        return await entrance.handler(Request(scope, receive))
+
     def _refuse(self, method: str) -> ASGIApp:
-        allowed = ", ".join(sorted(self._handlers.keys() | ({"HEAD"} if "GET" in self._handlers else set())))
+        allowed = ", ".join(
+            sorted(self._entrances.keys() | ({"HEAD"} if "GET" in self._entrances else set()))
+        )
         error = MethodNotAllowed(f"{self._path} does not take {method[:20]}", f"it takes {allowed}")
         return error_response(error, {"allow": allowed})
 
@@ -125,8 +154,13 @@ class _Face:
         if row.at_hand is not None and (known := row.at_hand(self._workspace, asked)) is not None:
             return _answer(known)
         if not isinstance(row.result, Stream):
-            return await self._in_thread(self._others, lambda: _answer(row.run(self._workspace, asked)))
+            status = row.result.status if isinstance(row.result, Payload) else 204
+            return await self._in_thread(
+                self._others, lambda: _answer(row.run(self._workspace, asked), status)
+            )
         last_event_id(request.headers)  # refused, if it must be, before anything is begun
+        if not getattr(asked, "dry_run", False):
+            self.streams.check_room()
         result = await self._in_thread(self._planners, lambda: row.run(self._workspace, asked))
         if isinstance(result, Feed):
             return self.streams.answer(result, request.headers)
@@ -152,8 +186,8 @@ async def _body(request: Request) -> bytes:
         raise InvalidBody("the body ends early") from None
 
 
-def _answer(payload: object) -> Response:
+def _answer(payload: object, status: int = 200) -> Response:
     """The payload in the bytes that ``--json`` prints too; ``None`` is 204."""
     if payload is None:
         return Response(status_code=204)
-    return Response(msgspec.json.encode(payload), media_type="application/json")
+    return Response(msgspec.json.encode(payload), status, media_type="application/json")

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from functools import cache
+from typing import get_args
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -21,6 +22,7 @@ def decode(row: Operation[Request], path: Mapping[str, str], query: bytes, body:
     if row.method in BODILESS and body:
         raise InvalidBody(f"{row.method} {row.path} takes no body", "put what is asked into the query")
     parameters = _parameters(query, takes if row.method in BODILESS else ())
+    _refuse_null(row.request, parameters)
     given = parameters if row.method in BODILESS else _keys(body, takes)
     try:
         return msgspec.convert({**given, **path}, row.request, strict=row.method not in BODILESS)
@@ -33,6 +35,19 @@ def decode(row: Operation[Request], path: Mapping[str, str], query: bytes, body:
 def _takes(request: type[Request], path_fields: tuple[str, ...]) -> list[str]:
     names = {field.encode_name for field in msgspec.structs.fields(request)}
     return sorted(names.difference(path_fields))
+
+
+def _refuse_null(request: type[Request], parameters: Mapping[str, str]) -> None:
+    """Refuse a word that msgspec would take for nothing at all."""
+    bare = [name for name, value in parameters.items() if value == "null" and _is_flag(request, name)]
+    if bare:
+        raise InvalidRequest(f"{_listed(bare)} is true or false", "leave it out where it does not matter")
+
+
+@cache
+def _is_flag(request: type[Request], name: str) -> bool:
+    kind = next(field.type for field in msgspec.structs.fields(request) if field.encode_name == name)
+    return kind is bool or bool in get_args(kind)
 
 
 def _parameters(query: bytes, takes: Collection[str]) -> dict[str, str]:

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ExceptionHandler, Receive, Scope, Send
 
+from kawai_tools.api.access import challenge
 from kawai_tools.errors import BodyTooLarge, ErrorBody, Internal, KawaiError, NotJson, RouteNotFound
 
 LINGER = 1.0
@@ -40,13 +41,14 @@ def error_response(error: KawaiError, headers: Mapping[str, str] | None = None) 
     body = msgspec.json.encode(ErrorBody(error.info))
     if isinstance(error, (BodyTooLarge, NotJson)):  # what follows may be endless
         return refusal(error)
-    return Response(body, error.status, headers, "application/json")
+    return Response(body, error.status, {**challenge(error), **(headers or {})}, "application/json")
 
 
 def refusal(error: KawaiError) -> Response:
     """The answer that reports this error and ends the connection, whose further bytes nobody can trust."""
     body = msgspec.json.encode(ErrorBody(error.info))
-    return _LastAnswer(body, error.status, {"connection": "close"}, "application/json")
+    headers = {**challenge(error), "connection": "close"}
+    return _LastAnswer(body, error.status, headers, "application/json")
 
 
 def _known(_: Request, error: Exception) -> Response:

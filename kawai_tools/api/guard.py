@@ -5,8 +5,11 @@ A web page somewhere else can make a browser send requests to this server. It ca
 ``application/json`` without asking first; so these three are checked.
 """
 
-from collections.abc import Collection, Iterable
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
 
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kawai_tools.api.errors import refusal
@@ -28,32 +31,65 @@ HEAD_LIMIT = 64 * 1024
 
 HTTP_PORT = 80
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+_ALL = ("0.0.0.0", "[::]")  # noqa: S104 - not bound here
 _ONCE = frozenset({b"host", b"authorization", b"content-type", b"content-length"})
-_READ = _ONCE | {b"origin", b"transfer-encoding"}
+_READ = _ONCE | {b"origin", b"transfer-encoding", b"access-control-request-method"}
 
 
-def own_hosts(names: Iterable[str], address: str, port: int) -> frozenset[bytes]:
-    """Every ``Host`` that names this server, in lower case: loopback, its address, the names it was given.
+class Names(NamedTuple):
+    """What a server is called: every ``Host`` that names it, and the origins of its own pages.
 
-    A given name also counts without the port, since a proxy in front may listen on another.
+    ``others`` are origins elsewhere whose pages may ask as well.
+    """
+
+    hosts: frozenset[bytes]
+    origins: frozenset[bytes]
+    others: frozenset[bytes]
+
+
+def known_by(
+    port: int, address: str = "127.0.0.1", names: Iterable[str] = (), others: Iterable[str] = ()
+) -> Names:
+    """What a server is called, in lower case: loopback, its address, the names it was given.
+
+    A given name also counts without the port, and its pages may come encrypted, since a proxy in front may
+    listen on another port. An address that stands for all is no name.
     """
     own, *given = [
         f"[{name}]" if name.count(":") > 1 and name[0] != "[" else name for name in (address, *names)
     ]
-    hosts = {f"{name}:{port}" for name in (*_LOOPBACK, own, *given)} | set(given)
+    fixed = (*_LOOPBACK, *(() if own in _ALL else (own,)))
+    bare = [name for name in given if not re.search(r"[^:]:\d+$|\]:\d+$", name)]
+    hosts = {f"{name}:{port}" for name in (*fixed, *bare)} | set(given)
     if port == HTTP_PORT:
-        hosts.update((*_LOOPBACK, own))
-    return frozenset(host.lower().encode() for host in hosts)
+        hosts.update(fixed)
+    origins = {f"http://{host}" for host in hosts} | {f"https://{name}" for name in given}
+    return Names(_lower(hosts), _lower(origins), _lower(others))
+
+
+def _lower(words: Iterable[str]) -> frozenset[bytes]:
+    return frozenset(word.lower().encode() for word in words)
 
 
 class Guard:
     """ASGI middleware that refuses wrong hosts, foreign origins, doubtful framing and wrong bodies."""
 
-    def __init__(self, app: ASGIApp, hosts: Collection[bytes], limit: int = BODY_LIMIT) -> None:
-        """Guard ``app``, which is known by ``hosts`` (see :func:`own_hosts`)."""
+    def __init__(
+        self,
+        app: ASGIApp,
+        names: Names,
+        *,
+        counts_credentials: bool = True,
+        limit: int = BODY_LIMIT,
+    ) -> None:
+        """Guard ``app``, which is called by ``names``.
+
+        Pages of other origins that may ask are told so (the Fetch standard's CORS protocol). With
+        ``counts_credentials`` false somebody else refuses two ``Authorization`` headers.
+        """
         self._app = app
-        self._hosts = frozenset(hosts)
-        self._origins = frozenset(b"http://" + host for host in hosts)
+        self._names = names
+        self._once = _ONCE if counts_credentials else _ONCE - {b"authorization"}
         self._limit = limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -63,8 +99,14 @@ class Guard:
             return
         try:
             _check_size(scope)
-            headers = _read(scope["headers"])
+            headers = _read(scope["headers"], self._once)
             self._check_sender(headers)
+            origin = headers.get(b"origin", b"").lower()
+            if origin in self._names.others:
+                send = _permitting(origin, send)
+                if scope["method"] == "OPTIONS" and b"access-control-request-method" in headers:
+                    await Response(status_code=204, headers=_PERMISSION)(scope, receive, send)
+                    return
             body = self._check_body(headers, receive)
         except KawaiError as error:
             await refusal(error)(scope, receive, send)
@@ -73,14 +115,17 @@ class Guard:
 
     def _check_sender(self, headers: dict[bytes, bytes]) -> None:
         host = headers.get(b"host", b"").lower()
-        if host not in self._hosts:
+        if host not in self._names.hosts:
             raise WrongHost(
                 f"this server is not called {_shown(host)}" if host else "the request names no host",
                 "use the address that kawai serve printed",
             )
         origin = headers.get(b"origin")
-        if origin is not None and origin.lower() not in self._origins:
-            raise ForeignOrigin(f"pages of {_shown(origin)} may not use this server")
+        if origin is not None and origin.lower() not in self._names.origins | self._names.others:
+            raise ForeignOrigin(
+                f"pages of {_shown(origin)} may not use this server",
+                "its operator can add their origin to allow_origins (KAWAI_ALLOW_ORIGINS)",
+            )
 
     def _check_body(self, headers: dict[bytes, bytes], receive: Receive) -> Receive:
         length = headers.get(b"content-length", b"0")
@@ -122,12 +167,42 @@ def _check_size(scope: Scope) -> None:
         raise HeadTooLarge("the head of a request may have at most 64 KiB")
 
 
-def _read(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+def has_body(scope: Scope) -> bool:
+    """Whether a request announces a body."""
+    headers = dict(scope["headers"])
+    return b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
+
+
+_PERMISSION = {
+    "access-control-allow-methods": "GET, POST, DELETE",
+    "access-control-allow-headers": "authorization, content-type, last-event-id",
+    "access-control-max-age": "600",
+}
+"""What tells a browser how pages of an origin may ask."""
+
+
+def _permitting(origin: bytes, send: Send) -> Send:
+    """Let pages of an origin read the answer."""
+
+    async def permitted(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            more = [
+                (b"access-control-allow-origin", origin),
+                (b"access-control-expose-headers", b"www-authenticate, retry-after"),
+                (b"vary", b"Origin"),
+            ]
+            message = {**message, "headers": [*message.get("headers", ()), *more]}
+        await send(message)
+
+    return permitted
+
+
+def _read(headers: Iterable[tuple[bytes, bytes]], once: frozenset[bytes]) -> dict[bytes, bytes]:
     """The headers that matter here; of several origins all count, and no two are this server's."""
     found: dict[bytes, bytes] = {}
     for name, value in headers:
         if name in _READ:
-            if name in _ONCE and name in found:
+            if name in once and name in found:
                 raise InvalidRequest(f"the header {name.decode()} may be given only once")
             found[name] = value if name not in found else found[name] + b", " + value
     return found

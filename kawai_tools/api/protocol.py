@@ -18,10 +18,13 @@ import msgspec
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from kawai_tools.api.errors import LINGER
-from kawai_tools.errors import ErrorBody, HeadTooLarge, InvalidRequest, KawaiError, RequestTimeout
+from kawai_tools.errors import ErrorBody, HeadTooLarge, InvalidRequest, KawaiError, RequestTimeout, TooMany
 
 PATIENCE = 15.0
 """Seconds for a whole head, and between two pieces of a body."""
+
+MOST_CONNECTIONS = 1_000
+"""At a time; those that say nothing are closed after ``PATIENCE``."""
 
 _TOO_LARGE = 431
 
@@ -40,7 +43,10 @@ class Protocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as the base class
         """Wait for a head."""
         super().connection_made(transport)
-        self._await(self._head_is_late)
+        if len(self.connections) > MOST_CONNECTIONS:
+            self._refuse(TooMany("too many connections", "close some, or try again in a moment"))
+        else:
+            self._await(self._head_is_late)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait for nothing."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import resource
 import signal
 import socket
 from collections.abc import Callable
@@ -11,9 +12,11 @@ import uvicorn
 
 from kawai_tools.api.app import App
 from kawai_tools.api.guard import HEAD_LIMIT
+from kawai_tools.api.ports import holder_of
 from kawai_tools.api.protocol import Protocol
 from kawai_tools.errors import InvalidConfig, PortInUse
 
+DESCRIPTORS = 4096
 GRACE = 3
 """Seconds that requests in flight get when the server ends."""
 
@@ -26,7 +29,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family, kind, protocol, _, address = _resolve(host, port)
         listener = socket.socket(family, kind, protocol)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise _cannot_listen(host, port, error) from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -34,7 +37,7 @@ def listen(host: str, port: int) -> socket.socket:
         listener.listen(2048)
     except OSError as error:
         listener.close()
-        raise _cannot_listen(host, port, error) from error
+        raise _cannot_listen(host, port, error, str(address[0])) from error
     return listener
 
 
@@ -44,10 +47,14 @@ def _resolve(host: str, port: int) -> tuple[int, int, int, str, tuple[object, ..
     return min(found, key=lambda each: each[0] != socket.AF_INET)
 
 
-def _cannot_listen(host: str, port: int, error: OSError) -> PortInUse | InvalidConfig:
+def _cannot_listen(
+    host: str, port: int, error: OSError | UnicodeError, address: str = ""
+) -> PortInUse | InvalidConfig:
+    if isinstance(error, UnicodeError):
+        return InvalidConfig(f"cannot listen on {host}: it is no name of a host", "choose --host and --port")
     if error.errno == errno.EADDRINUSE:
         return PortInUse(
-            f"port {port} on {host} is in use by another program",
+            f"port {port} on {host} is in use by {holder_of(port, address) or 'another program'}",
             f"stop it, or choose another port: kawai serve --port {port + 1 if port < 65535 else 0}",  # noqa: PLR2004
         )
     return InvalidConfig(
@@ -104,9 +111,18 @@ def serve(
     on_stop: Callable[[], None] = lambda: None,
 ) -> int | None:
     """Serve until SIGINT or SIGTERM; returns which, see :class:`Server`."""
+    _allow_descriptors()
     server = Server(app, on_ready=on_ready, on_stop=on_stop)
     server.run([listener])
     return server.signal
+
+
+def _allow_descriptors() -> None:
+    """Make room for every connection that is served at a time, as far as this user may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _config(app: App) -> uvicorn.Config:

@@ -14,12 +14,14 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from kawai_tools.errors import InvalidRequest
+from kawai_tools.errors import InvalidRequest, TooMany
 from kawai_tools.events import Event
 from kawai_tools.transfer.pulls import Feed
 
 HEARTBEAT = 10.0
 """Seconds of silence after which the last event is repeated."""
+
+MOST_FOLLOWERS = 512
 
 _MEDIA_TYPE = "text/event-stream"
 _HEADERS = [
@@ -49,6 +51,12 @@ class Streams:
 
     def answer(self, feed: Feed, headers: Headers) -> ASGIApp:
         """The stream of ``feed`` for a client, or 204 for one that already has its final event."""
+        try:
+            self.check_room()
+        except TooMany:
+            if feed.belongs_to_follower:
+                feed.cancel()
+            raise
         if feed.belongs_to_follower:  # it has just begun: nobody has seen any of it
             return Follower(self, feed, 0, with_ids=_wants_ids(headers))
         closed = feed.closed
@@ -58,6 +66,11 @@ class Streams:
             return Response(status_code=204)
         # A number that this log has not reached is of another one, before a restart.
         return Follower(self, feed, after if after <= last else 0, with_ids=_wants_ids(headers))
+
+    def check_room(self) -> None:
+        """Raise ``TooMany`` where there are as many followers as are served at a time."""
+        if len(self.followers) >= MOST_FOLLOWERS:
+            raise TooMany(f"{MOST_FOLLOWERS} others are following already", "try again in a moment")
 
     def close(self) -> None:
         """End all streams, once each follower has what there is to tell."""

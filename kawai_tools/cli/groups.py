@@ -23,6 +23,7 @@ LAZY = {
     "catalog": "Choose a model from a list, and pull it.",
     "libs": "Install, try, switch and roll back llama.cpp builds.",
     "pulls": "Watch or cancel the pulls of a running kawai serve.",
+    "tokens": "Make and revoke the tokens of a server that asks for them.",
     "serve": "Serve the HTTP API on this machine.",
     "doctor": "Say what works, what does not, and what to do.",
     "config": "Show the settings and where they come from.",

@@ -27,14 +27,18 @@ class Invocation:
         self.flags: dict[str, object] = {}
         self.output = Output()
 
-    def flag(self, name: str, words: str | None) -> None:
-        """Take a setting from its flag. Raises ``UsageError``."""
+    def flag(self, name: str, words: str | None, shown: str | None = None) -> None:
+        """Take a setting from its flag, which is called as the setting unless it is ``shown`` otherwise.
+
+        Raises ``UsageError``.
+        """
         if words is None:
             return
         try:
             self.flags[name] = KEYS[name].parse(words)
         except ValueError as error:
-            raise UsageError(f"--{name.replace('_', '-')} must be {error}, not {words!r}") from None
+            flag = shown or f"--{name.replace('_', '-')}"
+            raise UsageError(f"{flag} must be {error}, not {words!r}") from None
 
     @cached_property
     def settings(self) -> Settings:

@@ -22,6 +22,8 @@ from kawai_tools.remote import Daemon, find_daemon, serve_file, serve_lock
 
 if TYPE_CHECKING:
     from kawai_tools.files import Lock
+    from kawai_tools.settings import Settings
+    from kawai_tools.tokens import Tokens
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -39,26 +41,54 @@ def serve(
         str | None,
         typer.Option(metavar="PORT", help="Port to listen on, 11435 where nothing else is configured."),
     ] = None,
+    auth: Annotated[
+        bool, typer.Option("--auth", help="Ask for tokens: changes need an admin's, reads are open.")
+    ] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Ask for tokens, also for reading.")] = False,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A name by which clients know this server; may be repeated."),
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Listen beyond this machine without asking for tokens.")
+    ] = False,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C."""
     this = invocation(context)
     this.flag("host", host)
     this.flag("port", port)
+    for name in allow_host or ():
+        this.flag("allow_hosts", name or " ", "--allow-host")
+    this.flag("allow_hosts", ",".join(allow_host) if allow_host else None, "--allow-host")
+    this.flags |= {
+        name: True for name, on in (("auth", auth), ("strict", strict), ("insecure", insecure)) if on
+    }
     settings = this.settings
-    _check_loopback(settings.host)
+    _check_binding(settings)
     with _only_one(settings.state_dir):
         _serve(this)
 
 
-def _check_loopback(host: str) -> None:
-    loopback = host.lower() == "localhost"
-    with contextlib.suppress(ValueError):
-        loopback = loopback or ipaddress.ip_address(host).is_loopback
-    if not loopback:
+def _check_binding(settings: "Settings") -> None:
+    """Refuse to be reached from other machines by anybody, or under a name that nobody has given."""
+    if _is_loopback(settings.host):
+        return
+    if not (settings.auth or settings.strict or settings.insecure):
         raise InvalidRequest(
-            f"kawai serve cannot listen on {host}: it has no tokens yet, so it listens on loopback only",
-            "leave --host out, or reach it through a tunnel such as ssh -L",
+            f"kawai serve on {settings.host} could be used by everybody who reaches it",
+            "add --auth to ask for tokens (or --insecure, if that is meant), or leave --host out",
         )
+    if not settings.allow_hosts:
+        raise InvalidRequest(
+            f"kawai serve on {settings.host} needs to know by which name clients will ask for it",
+            "add --allow-host NAME, as it stands in their URLs",
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host.lower() == "localhost"
 
 
 @contextmanager
@@ -86,7 +116,9 @@ def _acquired(lock: "Lock") -> bool:
 
 
 def _serve(this: Invocation) -> None:
+    from kawai_tools.api.access import Access  # noqa: PLC0415
     from kawai_tools.api.app import build_app  # noqa: PLC0415 - the command line starts without a server
+    from kawai_tools.api.guard import known_by  # noqa: PLC0415
     from kawai_tools.api.server import listen  # noqa: PLC0415
     from kawai_tools.api.server import serve as serve_on  # noqa: PLC0415
     from kawai_tools.cli import logs  # noqa: PLC0415
@@ -97,10 +129,41 @@ def _serve(this: Invocation) -> None:
     workspace = Workspace(settings, serves=True)
     listener = listen(settings.host, settings.port)
     port = listener.getsockname()[1]
-    with _announced(this, _url(settings.host, port)) as announce:
-        app = build_app(workspace, host=settings.host, port=port)
+    daemon = Daemon(
+        url=_url(_near(settings.host), port),
+        pid=os.getpid(),
+        key=secrets.token_urlsafe(32),
+        version=__version__,
+    )
+    asks = settings.auth or settings.strict
+    news = _first_admin(settings, workspace.tokens) if asks else None
+    with _announced(this, daemon, _url(settings.host, port), news) as announce:
+        names = known_by(port, settings.host, settings.allow_hosts, settings.allow_origins)
+        access = Access(workspace.tokens, key=daemon.key, on=asks, strict=settings.strict)
+        app = build_app(workspace, names, access=access)
         serve_on(app, listener, on_ready=announce, on_stop=lambda: workspace.pulls.close(PATIENCE))
     workspace.close()
+
+
+def _first_admin(settings: "Settings", tokens: "Tokens") -> str | None:
+    """Make the first admin's token where there is none at all, and say so.
+
+    Raises what keeps tokens from being read or written.
+    """
+    from kawai_tools.tokens import write_secret  # noqa: PLC0415
+
+    if tokens.all():
+        return None
+    path = serve_file(settings.state_dir).with_name("admin.token")
+    tokens.create(
+        role="admin", name="first admin", lifetime=None, deliver=lambda token: write_secret(path, token)
+    )
+    return f"made the first admin's token; it is in {path}"
+
+
+def _near(host: str) -> str:
+    """An address of this machine at which a server that listens on ``host`` is reached."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1", "[::]": "::1"}.get(host, host)  # noqa: S104 - not bound here
 
 
 def _url(host: str, port: int) -> str:
@@ -108,13 +171,17 @@ def _url(host: str, port: int) -> str:
 
 
 @contextmanager
-def _announced(this: Invocation, url: str) -> Iterator[Callable[[], None]]:
-    path = serve_file(this.settings.state_dir)
-    daemon = Daemon(url=url, pid=os.getpid(), key=secrets.token_urlsafe(32), version=__version__)
+def _announced(this: Invocation, daemon: Daemon, url: str, news: str | None) -> Iterator[Callable[[], None]]:
+    settings = this.settings
+    path = serve_file(settings.state_dir)
 
     def announce() -> None:
         write_atomically(path, msgspec.json.encode(daemon), mode=0o600, durable=False)
         this.output.warn(f"kawai is serving on {url}")
+        if news:
+            this.output.warn(news)
+        if settings.insecure and not (settings.auth or settings.strict):
+            this.output.say("warning: --insecure: nobody is asked for a token, on whatever address")
 
     path.unlink(missing_ok=True)
     try:

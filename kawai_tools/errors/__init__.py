@@ -32,8 +32,14 @@ An error knows its stable ``code``, its ``message`` (what happened to what), an 
     │   ├── VersionNotFound
     │   ├── BuildNotFound
     │   ├── EntryNotFound
+    │   ├── TokenNotFound
     │   └── RouteNotFound
     ├── NotAllowed          known, and refused
+    │   ├── TokenRequired
+    │   ├── InvalidToken
+    │   ├── TokenExpired
+    │   ├── TokenRevoked
+    │   ├── AdminRequired
     │   ├── ForeignOrigin
     │   ├── HostNotAllowed
     │   └── ModelGated
@@ -70,6 +76,8 @@ An error knows its stable ``code``, its ``message`` (what happened to what), an 
     │   ├── Offline
     │   ├── NoServer
     │   ├── ServerClosing
+    │   ├── TooMany
+    │   ├── ExposedSecret
     │   ├── HomeNotWritable
     │   ├── StoreMissing
     │   ├── IndexUnavailable

@@ -112,6 +112,10 @@ class EntryNotFound(NotFound):
     """No catalog has an entry of this id."""
 
 
+class TokenNotFound(NotFound):
+    """No token has this id."""
+
+
 class RouteNotFound(NotFound):
     """No such path."""
 
@@ -121,6 +125,26 @@ class NotAllowed(KawaiError):
 
     type = ErrorType.NOT_ALLOWED
     status = 403
+
+
+class TokenRequired(NotAllowed, status=401):
+    """A token of this server is needed, and none was sent."""
+
+
+class InvalidToken(NotAllowed, status=401):
+    """What was sent is no token of this server."""
+
+
+class TokenExpired(NotAllowed, status=401):
+    """A token whose time is over."""
+
+
+class TokenRevoked(NotAllowed, status=401):
+    """A token that was made useless."""
+
+
+class AdminRequired(NotAllowed):
+    """A user's token where an admin's is needed."""
 
 
 class ForeignOrigin(NotAllowed):

@@ -118,6 +118,14 @@ class ServerClosing(Unavailable):
     """The server is shutting down."""
 
 
+class TooMany(Unavailable):
+    """More connections or followers than the server serves at a time."""
+
+
+class ExposedSecret(Unavailable):
+    """A file of secrets that others may read."""
+
+
 class HomeNotWritable(Unavailable):
     """The directory for kawai's files cannot be written."""
 

@@ -1,14 +1,16 @@
 """The rows of the catalog."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from kawai_tools.catalog.catalog import Query
+from msgspec import Meta
+
+from kawai_tools.catalog.catalog import CAPABILITIES, Query
 from kawai_tools.catalog.entries import CatalogDetails, CatalogRow, CatalogUpdate
 from kawai_tools.contract import Level, NoRequest, Operation, Payload, Request, Stream
 from kawai_tools.errors import EntryNotFound, InvalidId, KawaiError
 from kawai_tools.events import ModelPullEvent
 from kawai_tools.models.model import PlanPayload
-from kawai_tools.operations.pace import check_connections, rate_of
+from kawai_tools.operations.pace import Connections, Rate, check_connections, rate_of
 from kawai_tools.refs import parse_model, parse_source
 from kawai_tools.workspace import Workspace
 
@@ -22,7 +24,7 @@ class CatalogRequest(Request, frozen=True, kw_only=True):
 
     category: str | None = None
     search: str | None = None
-    capability: str | None = None
+    capability: Annotated[str, Meta(extra_json_schema={"enum": list(CAPABILITIES)})] | None = None
     downloaded: bool | None = None
 
 
@@ -44,8 +46,8 @@ class CatalogPullRequest(Request, frozen=True):
     model: str
     force: bool = False
     dry_run: bool = False
-    limit_rate: int | str | None = None
-    connections: int | None = None
+    limit_rate: Rate | None = None
+    connections: Connections | None = None
 
 
 def _query(request: CatalogRequest | FilterRequest) -> Query:

@@ -1,7 +1,9 @@
 """The rows of llama.cpp builds."""
 
 from enum import StrEnum
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+from msgspec import Meta
 
 from kawai_tools.contract import Level, NoRequest, Nothing, Operation, Payload, Request, Stream
 from kawai_tools.errors import InvalidRequest, KawaiError
@@ -10,11 +12,22 @@ from kawai_tools.libs.builds import Wish, guess
 from kawai_tools.libs.bundle import Available, Libs, LibsPlanPayload
 from kawai_tools.libs.platforms import Arch, Os, Processor
 from kawai_tools.libs.release import Channel
-from kawai_tools.operations.pace import check_connections, rate_of
+from kawai_tools.operations.pace import Connections, Rate, check_connections, rate_of
 from kawai_tools.workspace import Workspace
 
 if TYPE_CHECKING:
     from kawai_tools.transfer.pulls import Feed
+
+
+def _words(kind: type[StrEnum]) -> Meta:
+    """Tells programs the words of a kind; which may be written in any case."""
+    return Meta(extra_json_schema={"enum": list(kind)})
+
+
+ArchWord = Annotated[str, _words(Arch)]
+OsWord = Annotated[str, _words(Os)]
+ProcessorWord = Annotated[str, _words(Processor)]
+ChannelWord = Annotated[str, _words(Channel)]
 
 
 class LibsRequest(Request, frozen=True):
@@ -27,16 +40,16 @@ class LibsPullRequest(Request, frozen=True, kw_only=True):
     """What to install; without ``version`` the newest of the channel that has a build for the machine."""
 
     version: str | None = None
-    channel: str | None = None
-    arch: str | None = None
-    os: str | None = None
-    processor: str | None = None
+    channel: ChannelWord | None = None
+    arch: ArchWord | None = None
+    os: OsWord | None = None
+    processor: ProcessorWord | None = None
     activate: bool = True
     force: bool = False
     allow_unverified: bool = False
     dry_run: bool = False
-    limit_rate: int | str | None = None
-    connections: int | None = None
+    limit_rate: Rate | None = None
+    connections: Connections | None = None
 
 
 class AvailableRequest(Request, frozen=True):
@@ -49,7 +62,7 @@ class UseRequest(Request, frozen=True):
     """``processor`` tells builds of one version apart."""
 
     version: str
-    processor: str | None = None
+    processor: ProcessorWord | None = None
 
 
 class LibsRemoveRequest(UseRequest, frozen=True):

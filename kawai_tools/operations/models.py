@@ -6,7 +6,7 @@ from kawai_tools.contract import Level, NoRequest, Nothing, Operation, Payload, 
 from kawai_tools.errors import InUse, InvalidSource, LocalPath
 from kawai_tools.events import ModelPullEvent, VerifyEvent
 from kawai_tools.models.model import LoadedModel, ModelDetails, ModelList, PlanPayload
-from kawai_tools.operations.pace import check_connections, rate_of
+from kawai_tools.operations.pace import Connections, Rate, check_connections, rate_of
 from kawai_tools.refs import parse_model
 from kawai_tools.workspace import Workspace
 
@@ -37,8 +37,8 @@ class PullRequest(Request, frozen=True):
     proj_url: str | None = None
     force: bool = False
     dry_run: bool = False
-    limit_rate: int | str | None = None
-    connections: int | None = None
+    limit_rate: Rate | None = None
+    connections: Connections | None = None
 
 
 class VerifyRequest(Request, frozen=True):

@@ -1,9 +1,17 @@
 """How fast a pull may be, as requests say it: the same for every noun that is pulled."""
 
+from typing import Annotated
+
+from msgspec import Meta
+
 from kawai_tools.errors import InvalidBody
 from kawai_tools.settings import parse_rate
 
 MOST_CONNECTIONS = 64
+
+Connections = Annotated[int, Meta(extra_json_schema={"minimum": 1, "maximum": MOST_CONNECTIONS})]
+Rate = Annotated[int, Meta(extra_json_schema={"minimum": 1})] | str
+"""What requests take; the bounds are told to programs here, and held by the functions below."""
 
 
 def check_connections(value: int | None) -> None:
