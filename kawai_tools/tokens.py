@@ -45,6 +45,9 @@ REMEMBERED = timedelta(days=90)
 USE_NOTED = 60.0
 """Seconds to which the last use is known: a busy token is not written down with every request."""
 
+GLANCE = 0.05
+"""Seconds for which a token that was good still is, whatever another process does to it."""
+
 MOST_TOKENS, MOST_NAME = 1_000, 100
 LONGEST = timedelta(days=3653)
 _ID = re.compile(r"[0-9a-f]{1,12}")
@@ -101,6 +104,7 @@ class Tokens:
         self._lock = Lock(path.with_suffix(".lock"))
         self._guard = threading.Lock()
         self._known: tuple[object, _File] = (None, _File())
+        self._looked_at = 0.0
         self._used: dict[str, datetime] = {}
         self._notes: dict[str, float] = {}
         self.has_news = False
@@ -167,10 +171,8 @@ class Tokens:
 
         Notes its use, to the minute.
         """
-        found, digest = None, _digest(token)
-        for each in self._read().tokens:  # all of them: how long it takes tells nothing
-            if hmac.compare_digest(each.sha256, digest):
-                found = each
+        digest = _digest(token)
+        found = _found(self._seen(), digest) or _found(self._read(), digest)
         if found is None:
             raise InvalidToken("this is no token of this server", "kawai tokens create makes one")
         if found.revoked_at is not None:
@@ -218,6 +220,7 @@ class Tokens:
                 data = msgspec.json.format(msgspec.json.encode(_File(kept)), indent=2) + b"\n"
                 write_atomically(self.path, data, mode=0o600)
             finally:
+                self._looked_at = 0.0
                 self._lock.release()
 
     def _await_lock(self) -> None:
@@ -227,13 +230,19 @@ class Tokens:
                 raise Unavailable(f"another kawai has been holding {self._lock.path}", "try again")
             time.sleep(_TICK)
 
+    def _seen(self) -> _File:
+        """What the file said just now: looking at it with every request would keep busy servers waiting."""
+        return self._known[1] if time.monotonic() - self._looked_at < GLANCE else self._read()
+
     def _read(self) -> _File:
         """What the file says now; read anew where it is another one."""
+        self._looked_at = 0.0
         try:
             stamp = _stamp(os.stat(self.path))  # noqa: PTH116 - asked with every request
             known = self._known
             if known[0] != stamp:
                 known = self._known = _load(self.path)
+            self._looked_at = time.monotonic()
         except (FileNotFoundError, NotADirectoryError):
             return _File()
         except OSError as error:
@@ -241,6 +250,15 @@ class Tokens:
                 f"cannot read {self.path}: {error.strerror}", "make it a file that this user can read"
             ) from error
         return known[1]
+
+
+def _found(file: _File, digest: str) -> _Stored | None:
+    """The token with this digest; all are compared, so that how long it takes tells nothing."""
+    found = None
+    for each in file.tokens:
+        if hmac.compare_digest(each.sha256, digest):
+            found = each
+    return found
 
 
 def _stamp(found: os.stat_result) -> tuple[int, ...]:
