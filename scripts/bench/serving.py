@@ -1,7 +1,7 @@
 """What a hardened server costs: the guard and authentication, idle connections, followers of a pull.
 
 One run compares ``GET /v1/models`` with and without guard and authentication (asked by wrk, in turns), the
-time of ``/healthz`` beside 500 idle connections, and a pull of 2 GiB over loopback, in memory where there is
+time of ``/healthz`` beside 500 idle connections, and a pull of 4 GiB over loopback, in memory where there is
 room for it, with and without a hundred followers, and the memory they add. Exits with 1 if a bound is passed.
 Needs wrk and nginx-light.
 """
@@ -29,7 +29,7 @@ from catalog import free_port, rate, server
 from parts import PYTHON, nginx, wait_for_port, write_gguf
 from stores import make_store
 
-SIZE = 2 << 30
+SIZE = 4 << 30
 KAWAI = str(Path(PYTHON).with_name("kawai"))
 GUARDED = """
 import os, sys
@@ -180,7 +180,7 @@ def followers(env: dict[str, str], work: Path, rounds: int, count: int, bounds: 
     slower = statistics.median(times[count]) / statistics.median(times[0]) - 1
     more = (statistics.median(memory[count]) - statistics.median(memory[0])) / 1e6
     print(
-        f"{count} followers of a pull of 2 GiB: {slower:+.1%} of {statistics.median(times[0]):.2f} s, "
+        f"{count} followers of a pull of {SIZE >> 30} GiB: {slower:+.1%} of {statistics.median(times[0]):.2f} s, "
         f"{more:+.1f} MB ({rounds} alternating rounds; at most {bounds[0]:.0%} and {bounds[1]:g} MB)"
     )
     return slower <= bounds[0] and more <= bounds[1]
