@@ -314,7 +314,7 @@ def test_a_change_killed_at_any_system_call_leaves_the_old_build_or_the_new(
     shutil.copytree(home, prepared, symlinks=True)
     wrong: list[str] = []
     killed = 0
-    for number in spread(times_called(libs, call, *args), 3 if call in {"rename", "fsync"} else 2):
+    for number in spread(times_called(libs, call, *args)):
         where = f"{call} {number}"
         shutil.rmtree(home)
         shutil.copytree(prepared, home, symlinks=True)
@@ -722,7 +722,7 @@ def lockless(libs: Program, tmp_path: Path) -> Program:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("times", [2, 8])
-@pytest.mark.parametrize("round_", range(2))
+@pytest.mark.parametrize("round_", range(3))
 def test_installs_at_once_are_right_even_where_locks_do_nothing(
     round_: int, times: int, hub: LocalHub, lockless: Program, offer: Callable[..., Build]
 ) -> None:

@@ -179,9 +179,10 @@ def followers(env: dict[str, str], work: Path, rounds: int, count: int, bounds: 
             memory[number].append(most)
     slower = statistics.median(times[count]) / statistics.median(times[0]) - 1
     more = (statistics.median(memory[count]) - statistics.median(memory[0])) / 1e6
+    what = f"{count} followers of a pull of {SIZE >> 30} GiB"
     print(
-        f"{count} followers of a pull of {SIZE >> 30} GiB: {slower:+.1%} of "
-        f"{statistics.median(times[0]):.2f} s, {more:+.1f} MB ({rounds} alternating rounds; at most {bounds[0]:.0%} and {bounds[1]:g} MB)"
+        f"{what}: {slower:+.1%} of {statistics.median(times[0]):.2f} s, {more:+.1f} MB "
+        f"({rounds} alternating rounds; at most {bounds[0]:.0%} and {bounds[1]:g} MB)"
     )
     return slower <= bounds[0] and more <= bounds[1]
 
