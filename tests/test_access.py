@@ -391,7 +391,8 @@ def first_lines(program: Program, *args: str) -> Iterator[list[str]]:
         yield lines
     finally:
         process.terminate()
-        lines.append(process.communicate(timeout=30)[1])
+        lines.append(process.stderr.read())
+        process.communicate(timeout=30)
 
 
 def admin_token(program: Program) -> Path:
