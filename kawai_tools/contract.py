@@ -1,7 +1,7 @@
 """The shape of a row of the table of operations.
 
 One row says all that both faces need: how it is reached over HTTP, what it takes and gives, who may, where
-it runs, and the function that carries it out on a workspace. ``operations.py`` holds the rows.
+it runs, and the function that carries it out on a workspace. ``operations/`` holds the rows.
 """
 
 from collections.abc import Callable
@@ -69,8 +69,10 @@ class Operation(msgspec.Struct, Generic[R], frozen=True, kw_only=True):
 
     ``path`` is ``None`` for a row without a route. Fields of ``request`` named in ``path`` come from
     there; for ``GET`` and ``DELETE`` the others are query parameters, else keys of the JSON body.
-    ``at_hand`` gives the payload at once where it is in memory and small, and ``None`` where ``run`` must be
-    asked; it asks the file system for no more than times and sizes, so that a server needs no thread for it.
+
+    ``waits`` says that it may wait for a server elsewhere. ``at_hand`` gives the payload at once where it
+    is in memory and small, and ``None`` where ``run`` must be asked; it asks the file system for no more
+    than times and sizes, so that a server needs no thread for it.
     """
 
     name: str
@@ -82,6 +84,7 @@ class Operation(msgspec.Struct, Generic[R], frozen=True, kw_only=True):
     run: Callable[[Workspace, R], object]
     summary: str
     where: Where = Where.ANY
+    waits: bool = False
     at_hand: Callable[[Workspace, R], object | None] | None = None
 
     @property

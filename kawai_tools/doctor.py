@@ -151,11 +151,13 @@ class Doctor:
             yield Check("catalog", "ok", f"{len(self._catalog.ids())} models to choose from")
 
     def _secrets(self) -> Iterator[Check]:
-        self._tokens.check_file()  # raises what is wrong with it, which is then told
-        count = len(self._tokens.all())
-        yield Check(
-            "tokens", "ok", f"{count} tokens" if count else "none made yet; kawai tokens create makes one"
+        count = len(self._tokens.all())  # raises what is wrong with the file, which is then told
+        words = (
+            f"{count} token{'s' if count > 1 else ''}"
+            if count
+            else "none made yet; kawai tokens create makes one"
         )
+        yield Check("tokens", "ok", words)
 
     def _builds(self) -> Iterator[Check]:
         root = self._bundles.layout.root

@@ -1,6 +1,6 @@
 """What any failure is: its type, and by that the exit code and the HTTP statuses; how programs see it.
 
-The failures themselves are in ``errors.py``.
+The failures themselves are in ``errors/``.
 """
 
 import re

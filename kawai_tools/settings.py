@@ -5,16 +5,28 @@ below is the only one: ``config show``, the reference in ``README.md`` and the e
 Nothing is read at import; :func:`resolve` is given the flags and the environment.
 """
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple, cast
-from urllib.parse import urlsplit
 
 from kawai_tools.config_file import Value, read_config
 from kawai_tools.errors import InvalidConfig
+from kawai_tools.values import (
+    between,
+    parse_bool,
+    parse_host,
+    parse_hosts,
+    parse_names,
+    parse_origins,
+    parse_path,
+    parse_proxy,
+    parse_rate,
+    parse_text,
+    parse_url,
+    parse_urls,
+)
 
 MASK = "********"
 _LONGEST = 80
@@ -40,123 +52,6 @@ class Key(NamedTuple):
     kinds: tuple[type, ...] = (str,)
 
 
-_UNITS = {
-    "": 1,
-    "K": 10**3,
-    "M": 10**6,
-    "G": 10**9,
-    "T": 10**12,
-    "KI": 2**10,
-    "MI": 2**20,
-    "GI": 2**30,
-    "TI": 2**40,
-}
-
-
-def parse_size(text: str) -> int:
-    """Bytes from ``20M``, ``1.5G``, ``512KiB`` or a plain number; ``K`` is 1,000 and ``Ki`` 1,024."""
-    match = re.fullmatch(r"(\d{1,18}(?:\.\d{1,18})?)\s*([KMGT]I?)?B?", text.strip().upper())
-    if match is None or (match[2] or "") not in _UNITS:
-        raise ValueError("a number of bytes such as 20M, 1.5G or 512KiB")
-    return int(float(match[1]) * _UNITS[match[2] or ""])
-
-
-def parse_rate(text: str) -> int:
-    """Bytes per second, at least 1, as :func:`parse_size` reads them; ``/s`` may follow."""
-    size = parse_size(text.strip().removesuffix("/s"))
-    if size < 1:
-        raise ValueError("a rate above zero such as 20M")
-    return size
-
-
-def _parse_bool(text: str) -> bool:
-    words = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False}
-    value = {**words, "off": False, "": False}.get(text.strip().lower())
-    if value is None:
-        raise ValueError("true or false")
-    return value
-
-
-def _parse_text(text: str) -> str:
-    if not text.strip() or any(ord(char) < ord(" ") for char in text):
-        raise ValueError("a text of one line")
-    return text.strip()
-
-
-def _parse_path(text: str) -> Path:
-    try:
-        return Path(_parse_text(text)).expanduser().absolute()
-    except (RuntimeError, OSError):  # ~ of nobody; a working directory that is gone
-        raise ValueError("a directory that can be told") from None
-
-
-def _parse_names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip().lower() for name in text.split(",") if name.strip())
-
-
-def _is_address(url: str) -> bool:
-    """Whether host and port of an http(s) address can be told apart."""
-    try:
-        parts = urlsplit(url)
-        return bool(parts.hostname) and (parts.port is None or parts.port > 0)
-    except ValueError:
-        return False
-
-
-def _parse_host(text: str) -> str:
-    host = _parse_text(text)
-    return host[1:-1] if host[0] + host[-1] == "[]" else host
-
-
-def _parse_hosts(text: str) -> tuple[str, ...]:
-    names = _parse_names(text)
-    form = re.compile(
-        r"\w([\w.-]*\w)?\.?(:\d{1,5})?|\[[0-9a-f:]+\](:\d{1,5})?|[0-9a-f:]*:[0-9a-f:]*:[0-9a-f:]*"
-    )
-    if not all(form.fullmatch(name) for name in names) or (text and not names):
-        raise ValueError("names of hosts such as models.example.org")
-    return names
-
-
-def _parse_origins(text: str) -> tuple[str, ...]:
-    origins = _parse_names(text)
-    if not all(re.fullmatch(r"https?://[^/?#\s@*]+", origin) for origin in origins):
-        raise ValueError("origins such as https://chat.example.org")
-    return origins
-
-
-def _parse_urls(text: str) -> tuple[str, ...]:
-    urls = tuple(dict.fromkeys(url for url in re.split(r"[,\s]+", text) if url))
-    form = re.compile(r"https?://[^/?#\s@]+(/[^#\s]*)?", re.IGNORECASE)
-    if not all(form.fullmatch(url) and _is_address(url) for url in urls):
-        raise ValueError("addresses such as https://lists.example.org/catalog.yaml")
-    return urls
-
-
-def _parse_url(text: str) -> str:
-    url = _parse_text(text).rstrip("/")
-    if not re.fullmatch(r"https?://[^/?#\s@]+(/[^?#\s]*)?", url, re.IGNORECASE) or not _is_address(url):
-        raise ValueError("an address such as https://hub.example.org")
-    return url
-
-
-def _parse_proxy(text: str) -> str:
-    url = _parse_text(text)
-    url = url if "://" in url else f"http://{url}"
-    if not re.fullmatch(r"http://[^/?#\s]+/?", url, re.IGNORECASE):
-        raise ValueError("the address of an HTTP proxy such as http://proxy.example.org:3128")
-    return url.rstrip("/")
-
-
-def _between(low: int, high: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not re.fullmatch(r"\d{1,9}", text.strip()) or not low <= int(text) <= high:
-            raise ValueError(f"a whole number from {low} to {high}")
-        return int(text)
-
-    return parse
-
-
 def _key(
     variables: str,
     description: str,
@@ -176,48 +71,48 @@ class Settings:
     """Every setting, resolved."""
 
     home: Path | None = _key(
-        "KAWAI_HOME", "directory that holds everything of kawai", _parse_path, in_file=False
+        "KAWAI_HOME", "directory that holds everything of kawai", parse_path, in_file=False
     )
     offline: bool = _key(
-        "KAWAI_OFFLINE", "open no connection to anywhere else", _parse_bool, default=False, kinds=(bool, str)
+        "KAWAI_OFFLINE", "open no connection to anywhere else", parse_bool, default=False, kinds=(bool, str)
     )
-    host: str = _key("KAWAI_HOST", "address that kawai serve listens on", _parse_host, default="127.0.0.1")
+    host: str = _key("KAWAI_HOST", "address that kawai serve listens on", parse_host, default="127.0.0.1")
     port: int = _key(
-        "KAWAI_PORT", "port that kawai serve listens on", _between(0, 65535), default=11435, kinds=(int, str)
+        "KAWAI_PORT", "port that kawai serve listens on", between(0, 65535), default=11435, kinds=(int, str)
     )
     auth: bool = _key(
-        "KAWAI_AUTH", "kawai serve asks for tokens", _parse_bool, default=False, kinds=(bool, str)
+        "KAWAI_AUTH", "kawai serve asks for tokens", parse_bool, default=False, kinds=(bool, str)
     )
     strict: bool = _key(
         "KAWAI_STRICT",
         "kawai serve asks for tokens, also for reading",
-        _parse_bool,
+        parse_bool,
         default=False,
         kinds=(bool, str),
     )
     insecure: bool = _key(
         "KAWAI_INSECURE",
         "kawai serve may listen beyond this machine without asking for tokens",
-        _parse_bool,
+        parse_bool,
         default=False,
         kinds=(bool, str),
     )
     allow_hosts: tuple[str, ...] = _key(
         "KAWAI_ALLOW_HOSTS",
         "names by which kawai serve is known",
-        _parse_hosts,
+        parse_hosts,
         default=(),
         kinds=(list, str),
     )
     allow_origins: tuple[str, ...] = _key(
         "KAWAI_ALLOW_ORIGINS",
         "web pages' origins that may use kawai serve",
-        _parse_origins,
+        parse_origins,
         default=(),
         kinds=(list, str),
     )
     connections: int = _key(
-        "KAWAI_CONNECTIONS", "connections a download may use", _between(1, 64), default=8, kinds=(int, str)
+        "KAWAI_CONNECTIONS", "connections a download may use", between(1, 64), default=8, kinds=(int, str)
     )
     limit_rate: int | None = _key(
         "KAWAI_LIMIT_RATE", "bytes per second a pull may take (20M)", parse_rate, kinds=(int, str)
@@ -225,79 +120,79 @@ class Settings:
     pull_hosts: tuple[str, ...] = _key(
         "KAWAI_PULL_HOSTS",
         "further hosts that a server may fetch models from",
-        _parse_names,
+        parse_names,
         default=(),
         kinds=(list, str),
     )
     hub_endpoint: str = _key(
         "KAWAI_HUB_ENDPOINT HF_ENDPOINT",
         "address of the model hub",
-        _parse_url,
+        parse_url,
         default="https://huggingface.co",
     )
     hub_token: str | None = _key(
         "KAWAI_HUB_TOKEN HF_TOKEN",
         "token for gated and private models",
-        _parse_text,
+        parse_text,
         secret=True,
         in_file=False,
     )
     hub_token_hosts: tuple[str, ...] = _key(
         "KAWAI_HUB_TOKEN_HOSTS",
         "further hosts that get the token of the token file",
-        _parse_names,
+        parse_names,
         default=(),
         kinds=(list, str),
     )
     hub_home: Path = _key(
         "KAWAI_HUB_HOME HF_HOME",
         "directory of the hub's token file",
-        _parse_path,
+        parse_path,
         default=Path("~/.cache/huggingface"),
     )
     http_proxy: str | None = _key(
-        "KAWAI_HTTP_PROXY http_proxy HTTP_PROXY", "proxy for http addresses", _parse_proxy, secret=True
+        "KAWAI_HTTP_PROXY http_proxy HTTP_PROXY", "proxy for http addresses", parse_proxy, secret=True
     )
     https_proxy: str | None = _key(
-        "KAWAI_HTTPS_PROXY https_proxy HTTPS_PROXY", "proxy for https addresses", _parse_proxy, secret=True
+        "KAWAI_HTTPS_PROXY https_proxy HTTPS_PROXY", "proxy for https addresses", parse_proxy, secret=True
     )
     no_proxy: tuple[str, ...] = _key(
         "KAWAI_NO_PROXY no_proxy NO_PROXY",
         "hosts reached without a proxy",
-        _parse_names,
+        parse_names,
         default=(),
         kinds=(list, str),
     )
     catalogs: tuple[str, ...] = _key(
         "KAWAI_CATALOGS",
         "addresses of further catalogs; kawai catalog update fetches them",
-        _parse_urls,
+        parse_urls,
         default=(),
         kinds=(list, str),
     )
     channel: str = _key(
         "KAWAI_CHANNEL",
         "llama.cpp builds that are followed: nightly, stable",
-        _parse_text,
+        parse_text,
         default="nightly",
     )
     processor: str | None = _key(
-        "KAWAI_PROCESSOR", "what computes: cpu, cuda, rocm, vulkan, metal, sycl, openvino", _parse_text
+        "KAWAI_PROCESSOR", "what computes: cpu, cuda, rocm, vulkan, metal, sycl, openvino", parse_text
     )
-    arch: str | None = _key("KAWAI_ARCH", "architecture of builds: amd64, arm64, s390x", _parse_text)
-    os: str | None = _key("KAWAI_OS", "system of builds: linux, darwin, windows", _parse_text)
+    arch: str | None = _key("KAWAI_ARCH", "architecture of builds: amd64, arm64, s390x", parse_text)
+    os: str | None = _key("KAWAI_OS", "system of builds: linux, darwin, windows", parse_text)
     libs_api: str = _key(
-        "KAWAI_LIBS_API", "address of the release server's API", _parse_url, default="https://api.github.com"
+        "KAWAI_LIBS_API", "address of the release server's API", parse_url, default="https://api.github.com"
     )
     github_token: str | None = _key(
         "KAWAI_GITHUB_TOKEN GITHUB_TOKEN",
         "token that lifts the release server's rate limit",
-        _parse_text,
+        parse_text,
         secret=True,
         in_file=False,
     )
     ssl_cert_file: Path | None = _key(
-        "KAWAI_SSL_CERT_FILE SSL_CERT_FILE", "certificates to trust instead of the system's", _parse_path
+        "KAWAI_SSL_CERT_FILE SSL_CERT_FILE", "certificates to trust instead of the system's", parse_path
     )
     sources: Mapping[str, Source] = field(default_factory=dict)
 

@@ -82,6 +82,16 @@ class _Stored(TokenRow, frozen=True, kw_only=True):
     sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
     revoked_at: _Moment | None = None
 
+    @property
+    def ended_at(self) -> datetime | None:
+        """When it was revoked, or expires."""
+        return self.revoked_at or self.expires_at
+
+    @property
+    def is_good(self) -> bool:
+        """Whether it is neither revoked nor expired."""
+        return self.revoked_at is None and (self.expires_at is None or self.expires_at > now())
+
     def row(self) -> TokenRow:
         """What is shown of it."""
         return TokenRow(**{name: getattr(self, name) for name in TokenRow.__struct_fields__})
@@ -107,8 +117,7 @@ class Tokens:
         self._looked_at = 0.0
         self._used: dict[str, datetime] = {}
         self._notes: dict[str, float] = {}
-        self.has_news = False
-        """Whether :meth:`note_use` has something to write down."""
+        self._has_news = False
 
     def create(
         self,
@@ -136,7 +145,7 @@ class Tokens:
         )
 
         def add(file: _File) -> list[_Stored]:
-            if sum(each.revoked_at is None for each in file.tokens) >= MOST_TOKENS:
+            if sum(each.is_good for each in file.tokens) >= MOST_TOKENS:
                 raise InvalidRequest(f"there are {MOST_TOKENS:,} tokens", "revoke some: kawai tokens list")
             deliver(token)
             return [*file.tokens, stored]
@@ -183,12 +192,16 @@ class Tokens:
         self._used[found.id] = moment
         if time.monotonic() >= self._notes.get(found.id, 0.0):
             self._notes[found.id] = time.monotonic() + USE_NOTED
-            self.has_news = True
+            self._has_news = True
         return found.role
+
+    def take_news(self) -> bool:
+        """Whether :meth:`note_use` has something to write down; asked once, it is somebody's business."""
+        news, self._has_news = self._has_news, False
+        return news
 
     def note_use(self) -> None:
         """Write down when tokens were last used, where that is possible: it is only told to people."""
-        self.has_news = False
         used = dict(self._used)
 
         def note(file: _File) -> list[_Stored]:
@@ -204,10 +217,6 @@ class Tokens:
         """Write down what is known of the last uses."""
         if self._used:
             self.note_use()
-
-    def check_file(self) -> None:
-        """Raise what keeps the tokens from being used: ``ExposedSecret``, ``BrokenState``."""
-        self._read()
 
     def _change(self, change: Callable[["_File"], list["_Stored"]]) -> None:
         """Replace the file, alone."""
@@ -287,10 +296,10 @@ def _load(path: Path) -> tuple[object, _File]:
 
 
 def _pruned(file: _File) -> _File:
-    """Without tokens that were revoked long ago, or before many others."""
-    revoked = sorted(each.revoked_at for each in file.tokens if each.revoked_at is not None)
-    since = max([now() - REMEMBERED, *revoked[-MOST_TOKENS:][:1]])
-    return _File([each for each in file.tokens if each.revoked_at is None or each.revoked_at >= since])
+    """Without tokens that were revoked or have expired long ago, or before many others."""
+    ended = sorted(each.ended_at for each in file.tokens if not each.is_good and each.ended_at)
+    since = max([now() - REMEMBERED, *ended[-MOST_TOKENS:][:1]])
+    return _File([each for each in file.tokens if each.is_good or (each.ended_at or since) >= since])
 
 
 def now() -> datetime:

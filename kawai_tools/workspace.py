@@ -101,25 +101,24 @@ class Workspace:
         """The way out to subscribed catalogs, which get nobody's token."""
         return self._way_out({})
 
-    def _way_out(self, credentials: "dict[Origin, str]") -> "Outbound":
-        """A way out, with the egress policy of who serves."""
-        from urllib.parse import urlsplit
-
+    def _way_out(self, credentials: "dict[Origin, str]", *, typed: bool = True) -> "Outbound":
+        """A way out, with the egress policy of who serves; ``typed``: to where its user says."""
         from kawai_tools import __version__
-        from kawai_tools.transfer.egress import Egress
+        from kawai_tools.transfer.egress import Egress, origin_of
         from kawai_tools.transfer.outbound import Outbound, Route
 
         settings = self.settings
         named = {"hub_endpoint": settings.hub_endpoint, "libs_api": settings.libs_api}
-        hosts = {key: urlsplit(url).hostname or "" for key, url in named.items()}
+        hosts = {key: origin_of(url).host for key, url in named.items()}
         moved = {host for key, host in hosts.items() if settings.source(key) != "default"}
-        catalogs = {urlsplit(url).hostname or "" for url in settings.catalogs}
+        catalogs = {origin_of(url).host for url in settings.catalogs}
         proxies = {"http": settings.http_proxy, "https": settings.https_proxy}
         return Outbound(
             Egress(
                 hosts=PUBLIC_HOSTS.union(hosts.values(), settings.pull_hosts) if self.serves else None,
                 trusted=frozenset(moved | catalogs),
                 offline=settings.offline,
+                near=None if typed else frozenset(settings.pull_hosts),
             ),
             agent=f"kawai/{__version__}",
             route=Route(
@@ -143,18 +142,15 @@ class Workspace:
         return self._make_lists()
 
     def _make_lists(self, *, remembers: bool = True) -> "Lists":
-        from urllib.parse import urlsplit
-
         from kawai_tools.catalog.lists import Lists
 
         settings = self.settings
-        hosts = {urlsplit(settings.hub_endpoint).hostname or "", *settings.pull_hosts}
         return Lists(
             folder=settings.config_dir / "catalogs",
             data=settings.data_dir / "catalogs",
             subscriptions=settings.catalogs,
             endpoint=settings.hub_endpoint,
-            hosts=frozenset(hosts),
+            hosts=frozenset(settings.pull_hosts),
             remembers=remembers,
         )
 
@@ -186,6 +182,33 @@ class Workspace:
         from kawai_tools.models.pulling import Puller
 
         return Puller(self.models, self.hub, self._pace)
+
+    @cached_property
+    def listed_outbound(self) -> "Outbound":
+        """The way out to files that a catalog names: nobody has typed their addresses."""
+        from kawai_tools.transfer.hub import hub_credentials
+
+        return self._way_out(hub_credentials(self.settings), typed=False)
+
+    @cached_property
+    def _listed_hub(self) -> "Hub":
+        from kawai_tools.transfer.hub import Hub
+
+        return Hub(self.listed_outbound, self.settings.hub_endpoint)
+
+    @cached_property
+    def listed_planner(self) -> "Planner":
+        """Plans pulls of catalog entries."""
+        from kawai_tools.models.planning import Planner
+
+        return Planner(self.models, self._listed_hub, local_paths=False)
+
+    @cached_property
+    def listed_puller(self) -> "Puller":
+        """Carries out plans of catalog entries."""
+        from kawai_tools.models.pulling import Puller
+
+        return Puller(self.models, self._listed_hub, self._pace)
 
     @property
     def _pace(self) -> "Pace":
@@ -262,12 +285,12 @@ class Workspace:
     def warm(self) -> None:
         """Make every noun now, before threads could each make their own."""
         _ = self.pulls, self.models, self.planner, self.puller, self.libs_planner, self.libs_puller
-        _ = self.catalog, self.subscriptions, self.tokens
+        _ = self.catalog, self.subscriptions, self.tokens, self.listed_planner, self.listed_puller
 
     def close(self) -> None:
         """Let go of idle connections, and write down what is still to be."""
         if "tokens" in vars(self):
             self.tokens.close()
-        for name in ("outbound", "libs_outbound", "catalog_outbound"):
+        for name in ("outbound", "libs_outbound", "catalog_outbound", "listed_outbound"):
             if name in vars(self):
                 getattr(self, name).close()

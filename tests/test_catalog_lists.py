@@ -1715,3 +1715,11 @@ def test_a_catalog_that_is_none_is_not_refreshed(cli: Program, shelf: Path) -> N
     done = refresh(cli, shelf)
     assert (done.code, shelf.read_text()) == (1, text)
     assert done.out.startswith(f"{shelf}, line 5: category must be a text")
+
+
+def test_a_category_may_have_a_slash(kawai: Program) -> None:
+    (folder_of(kawai) / "slash.yaml").write_bytes(listing(entry("slashed", category="Odd/Text")))
+    with serving(kawai) as daemon:
+        found = daemon.ask("GET", "/v1/catalog/filter/odd%2F").json
+        assert [row["id"] for row in found] == ["slashed"]
+        assert daemon.ask("GET", "/v1/catalog/filter/a%2Fb").json == []

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from kawai_tools.errors import HostNotAllowed
 from kawai_tools.operations.catalog import CATALOG_PULL, CatalogPullRequest
 from kawai_tools.transfer.pulls import Pull
 from tests.hub import Fault, LocalHub
@@ -808,3 +810,28 @@ def test_a_catalog_that_goes_away_leaves_its_models(
     (workspaces.home / "catalogs/shop.yaml").unlink()
     assert "one" not in workspace.catalog.ids()
     assert [row.id for row in workspace.models.rows()] == ["one"]
+
+
+def test_a_name_that_leads_to_a_private_address_is_no_way_in(
+    workspaces: Workspaces, cli: Program, hub: LocalHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list is not typed: what it names must be public, whatever its names look like."""
+    hub.add_plain("inner.gguf", data_of("inner.gguf"))
+    port = hub.cdn_endpoint.rpartition(":")[2]
+    lists(cli, entry("inner", f"http://intranet.example.com:{port}/files/inner.gguf"))
+    resolve = socket.getaddrinfo
+    monkeypatch.setattr(
+        socket,
+        "getaddrinfo",
+        lambda host, *args, **more: resolve(
+            "127.0.0.1" if host == "intranet.example.com" else host, *args, **more
+        ),
+    )
+    hub.clear_requests()
+    with pytest.raises(HostNotAllowed, match="private network"):
+        CATALOG_PULL.run(workspaces(), CatalogPullRequest("inner"))
+    assert not hub.requests
+    meant = workspaces(pull_hosts=("intranet.example.com",))
+    feed = CATALOG_PULL.run(meant, CatalogPullRequest("inner"))
+    assert isinstance(feed, Pull)
+    assert [event.status for event in feed.follow() if event][-1] == "downloaded"

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from kawai_tools.transfer.egress import origin_of
 from tests.hub import Fault, LocalHub
 from tests.hub.exchange import Exchange
 from tests.hub.messages import Answer, PieceSize, Stream
@@ -24,6 +25,7 @@ from tests.program import KAWAI, Ended, Program, Reply, serving
 from tests.samples import tiny_gguf
 from tests.test_catalog_pull import Json, catalog, entry
 from tests.test_models_pull import answered, installed, told
+from tests.workspaces import Workspaces
 
 FILE = "https://huggingface.co/me/it/resolve/main/it.gguf"
 STANDS = "the copy that is held stays in use"
@@ -865,3 +867,12 @@ def test_a_daemon_follows_what_another_process_fetched(cli: Program, hub: LocalH
         for path in kept(cli):
             path.unlink()
         assert daemon.ask("GET", "/v1/catalog/second").status == 404
+
+
+@pytest.mark.parametrize("host", ["lists.example.org.", "LISTS.example.org", "lists.m\u00fcnchen.example"])
+def test_a_daemon_may_ask_for_its_own_subscription_however_it_is_spelled(
+    workspaces: Workspaces, host: str
+) -> None:
+    url = f"https://{host}/list.yaml"
+    egress = workspaces(serves=True, catalogs=(url,)).catalog_outbound.egress
+    egress.check_first(origin_of(url))

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from kawai_tools.settings import KEYS, MASK, Source, parse_rate, parse_size, resolve
+from kawai_tools.settings import KEYS, MASK, Source, resolve
+from kawai_tools.values import parse_rate, parse_size
 from tests.hub import LocalHub
 from tests.program import Ended, Program
 from tests.samples import tiny_gguf

@@ -1364,3 +1364,31 @@ class TestRemove:
         with pytest.raises(KawaiError):
             shelf.store.remove(parse_model("nothing"))
         assert not shelf.home.exists(), "a question makes no home"
+
+
+_TRIES = """
+import sqlite3, sys
+db = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=0)
+try:
+    db.execute("BEGIN IMMEDIATE")
+except sqlite3.OperationalError as error:
+    sys.exit(str(error))
+"""
+
+
+def test_asking_for_the_revision_lets_go_of_no_lock(workspaces: Workspaces, hub: LocalHub) -> None:
+    """POSIX drops a process's locks on a file with any descriptor of it that is closed."""
+    hub.add_file("me/one", "one.gguf", tiny_gguf())
+    workspace = workspaces()
+    pull(workspace, "me/one")
+    index = workspace.models.index
+    with contextlib.closing(sqlite3.connect(index.path, isolation_level=None)) as db:
+        db.execute("BEGIN IMMEDIATE")
+        before = index.revision()
+        done = subprocess.run(
+            [sys.executable, "-c", _TRIES, str(index.path)], capture_output=True, text=True, check=False
+        )
+        assert "locked" in done.stderr
+        db.execute("PRAGMA user_version = 9999")
+        db.execute("COMMIT")
+    assert index.revision() != before

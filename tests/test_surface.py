@@ -40,8 +40,10 @@ from tests.test_api import (
     following,
     head,
     is_error,
+    local,
     read_reply,
 )
+from tests.workspaces import Workspaces
 
 ALL = "0.0.0.0"  # noqa: S104 - given to be refused, or behind tokens
 ORIGIN, OTHER = "https://chat.example.org", "http://localhost:3000"
@@ -891,3 +893,70 @@ def _is_calm(daemon: Daemon) -> bool:
         if each.is_symlink()
     ]
     return len([each for each in links if each.startswith("socket:")]) < 20
+
+
+# What waits elsewhere
+
+
+def test_who_waits_for_a_silent_server_keeps_nobody_else_waiting(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as silent:
+        api = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with (
+            serving(Program(tmp_path, {"KAWAI_LIBS_API": api})) as daemon,
+            contextlib.ExitStack() as waiting,
+        ):
+            own = f"Host: {urlsplit(daemon.url).netloc}"
+            for _ in range(40):
+                wire = waiting.enter_context(connected(daemon.url))
+                wire.sendall(head("GET /v1/libs/available", own))
+            accepted, _ = silent.accept()
+            begin = time.monotonic()
+            assert daemon.ask("GET", "/v1/models").status == 200
+            assert daemon.ask("GET", "/readyz").status == 200
+            assert time.monotonic() - begin < 3
+            accepted.close()
+
+
+@pytest.mark.parametrize("line", ["Authorization : Bearer kawai_CANARY", "Bearer kawai_CANARY"])
+def test_a_broken_header_line_is_not_repeated(kawai: Program, line: str) -> None:
+    with serving(kawai) as daemon:
+        reply = send(daemon, "GET /v1/models", line)
+        assert reply.status == 400
+        assert b"CANARY" not in reply.body
+        assert b"bytearray" not in reply.body
+
+
+@pytest.mark.parametrize(
+    ("site", "mode", "status"),
+    [
+        ("cross-site", "no-cors", 403),
+        ("same-site", "cors", 403),
+        ("cross-site", "navigate", 200),
+        ("same-origin", "cors", 200),
+        ("none", "navigate", 200),
+    ],
+)
+def test_an_image_of_another_page_asks_for_nothing(kawai: Program, site: str, mode: str, status: int) -> None:
+    """Browsers leave Origin out there, and say where the page is from by Sec-Fetch-Site."""
+    with serving(kawai) as daemon:
+        sent = (f"Sec-Fetch-Site: {site}", f"Sec-Fetch-Mode: {mode}")
+        assert send(daemon, "GET /v1/models", *sent).status == status
+
+
+def exhaust(step: Callable[[], object]) -> None:
+    """Do it again and again, until that fails."""
+    while True:
+        step()
+
+
+def test_who_reads_nothing_does_not_stay(workspaces: Workspaces, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kawai_tools.api.protocol.UNREAD", 0.5)
+    with local(workspaces(serves=True)) as (url, _):
+        address = urlsplit(url)
+        with socket.socket() as wire:
+            wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            wire.connect((address.hostname, address.port))
+            wire.settimeout(10)
+            asked = head("GET /v1/catalog", f"Host: {address.netloc}")
+            with pytest.raises(ConnectionError):
+                exhaust(lambda: wire.sendall(asked))

@@ -55,8 +55,7 @@ class Access:
         if self._key and hmac.compare_digest(token, self._key):
             return "admin"
         role = self._tokens.check(token)
-        if self._tokens.has_news:
-            self._tokens.has_news = False
+        if self._tokens.take_news():
             asyncio.get_running_loop().run_in_executor(None, self._tokens.note_use)
         return role
 

@@ -40,6 +40,8 @@ class Entrance(NamedTuple):
 
 
 _PLANNERS = 16
+_CREATED = 201
+_WAITERS = 8
 _OTHERS = 32
 
 
@@ -102,7 +104,10 @@ def _precedence(path: str) -> tuple[bool, int]:
 
 
 def _route(path: str, entrances: Mapping[str, Entrance], access: Access) -> Route:
-    route = Route(path.replace("{model}", "{model:path}"), _Resource(path, entrances, access))
+    route = Route(
+        path.replace("{model}", "{model:path}").replace("{filter}", "{filter:path}"),
+        _Resource(path, entrances, access),
+    )
     # Starlette's own pattern lets a path end in a line feed, and a parameter not contain one.
     route.path_regex = re.compile(route.path_regex.pattern.removesuffix("$") + r"\Z", re.DOTALL)
     return route
@@ -139,13 +144,15 @@ class _Resource:
 
 
 class _Face:
-    """Runs rows for requests, in threads: planning, which may wait for a hub, apart from all else."""
+    """Runs rows for requests, in threads: what may wait for other servers apart from all else."""
 
     def __init__(self, workspace: Workspace, streams: Streams) -> None:
         self._workspace = workspace
         self.streams = streams
         self._planners = ThreadPoolExecutor(_PLANNERS, "api-plan")
+        self._waiters = ThreadPoolExecutor(_WAITERS, "api-wait")
         self._others = ThreadPoolExecutor(_OTHERS, "api")
+        self._ready = ThreadPoolExecutor(1, "api-ready")
 
     async def run(self, row: Operation[contract.Request], request: Request) -> ASGIApp:
         """Carry out a row; its payload, nothing, or its events are the answer."""
@@ -155,9 +162,8 @@ class _Face:
             return _answer(known)
         if not isinstance(row.result, Stream):
             status = row.result.status if isinstance(row.result, Payload) else 204
-            return await self._in_thread(
-                self._others, lambda: _answer(row.run(self._workspace, asked), status)
-            )
+            pool = self._waiters if row.waits else self._others
+            return await self._in_thread(pool, lambda: _answer(row.run(self._workspace, asked), status))
         last_event_id(request.headers)  # refused, if it must be, before anything is begun
         if not getattr(asked, "dry_run", False):
             self.streams.check_room()
@@ -172,7 +178,7 @@ class _Face:
 
     async def ready(self, _: Request) -> ASGIApp:
         """Answer that the server can work, or what keeps it from it."""
-        return await self._in_thread(self._others, lambda: _answer(check_ready(self._workspace)))
+        return await self._in_thread(self._ready, lambda: _answer(check_ready(self._workspace)))
 
     @staticmethod
     async def _in_thread(pool: ThreadPoolExecutor, call: Callable[[], T]) -> T:
@@ -190,4 +196,5 @@ def _answer(payload: object, status: int = 200) -> Response:
     """The payload in the bytes that ``--json`` prints too; ``None`` is 204."""
     if payload is None:
         return Response(status_code=204)
-    return Response(msgspec.json.encode(payload), status, media_type="application/json")
+    headers = {"Cache-Control": "no-store"} if status == _CREATED else None  # it is shown this once
+    return Response(msgspec.json.encode(payload), status, headers, "application/json")

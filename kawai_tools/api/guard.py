@@ -1,8 +1,9 @@
 """What every request must pass before anything else looks at it, on every route.
 
 A web page somewhere else can make a browser send requests to this server. It cannot choose their Host
-(unless its own name is made to resolve here), cannot hide its Origin, and cannot send
-``application/json`` without asking first; so these three are checked.
+(unless its own name is made to resolve here), cannot send ``application/json`` without asking first, and
+cannot hide where it is from: in ``Origin``, or where a browser leaves that out (an image, say), in
+``Sec-Fetch-Site`` (Fetch Metadata). So these are checked.
 """
 
 import re
@@ -30,10 +31,18 @@ HEAD_LIMIT = 64 * 1024
 """Bytes that request line and headers may have."""
 
 HTTP_PORT = 80
+_ELSEWHERE = frozenset({b"cross-site", b"same-site"})
+_ORIGINS = "its operator can add their origin to allow_origins (KAWAI_ALLOW_ORIGINS)"
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 _ALL = ("0.0.0.0", "[::]")  # noqa: S104 - not bound here
 _ONCE = frozenset({b"host", b"authorization", b"content-type", b"content-length"})
-_READ = _ONCE | {b"origin", b"transfer-encoding", b"access-control-request-method"}
+_READ = _ONCE | {
+    b"sec-fetch-site",
+    b"sec-fetch-mode",
+    b"origin",
+    b"transfer-encoding",
+    b"access-control-request-method",
+}
 
 
 class Names(NamedTuple):
@@ -80,7 +89,6 @@ class Guard:
         names: Names,
         *,
         counts_credentials: bool = True,
-        limit: int = BODY_LIMIT,
     ) -> None:
         """Guard ``app``, which is called by ``names``.
 
@@ -90,7 +98,6 @@ class Guard:
         self._app = app
         self._names = names
         self._once = _ONCE if counts_credentials else _ONCE - {b"authorization"}
-        self._limit = limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer why not."""
@@ -121,10 +128,13 @@ class Guard:
                 "use the address that kawai serve printed",
             )
         origin = headers.get(b"origin")
+        site = headers.get(b"sec-fetch-site")
+        if origin is None and site in _ELSEWHERE and headers.get(b"sec-fetch-mode") != b"navigate":
+            raise ForeignOrigin("pages of other sites may not use this server", _ORIGINS)
         if origin is not None and origin.lower() not in self._names.origins | self._names.others:
             raise ForeignOrigin(
                 f"pages of {_shown(origin)} may not use this server",
-                "its operator can add their origin to allow_origins (KAWAI_ALLOW_ORIGINS)",
+                _ORIGINS,
             )
 
     def _check_body(self, headers: dict[bytes, bytes], receive: Receive) -> Receive:
@@ -134,7 +144,7 @@ class Guard:
             raise InvalidRequest("a body has either Content-Length or Transfer-Encoding")
         if not length.isdigit() or len(length) > 18:  # noqa: PLR2004 - fits 64 bits
             raise InvalidRequest(f"Content-Length cannot be {_shown(length)}")
-        if int(length) > self._limit:
+        if int(length) > BODY_LIMIT:
             raise self._too_large()
         is_json = _is_json(headers.get(b"content-type", b""))
         if not is_json and int(length):
@@ -149,15 +159,15 @@ class Guard:
             nonlocal received, refused
             message = await receive()
             received += len(message.get("body", b""))
-            if refused or (received <= self._limit and (is_json or not received)):
+            if refused or (received <= BODY_LIMIT and (is_json or not received)):
                 return message
             refused = True
-            raise self._too_large() if received > self._limit else _not_json()
+            raise self._too_large() if received > BODY_LIMIT else _not_json()
 
         return counted
 
     def _too_large(self) -> KawaiError:
-        return BodyTooLarge(f"a body may have at most {self._limit} bytes")
+        return BodyTooLarge(f"a body may have at most {BODY_LIMIT} bytes")
 
 
 def _check_size(scope: Scope) -> None:

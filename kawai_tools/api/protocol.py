@@ -23,6 +23,9 @@ from kawai_tools.errors import ErrorBody, HeadTooLarge, InvalidRequest, KawaiErr
 PATIENCE = 15.0
 """Seconds for a whole head, and between two pieces of a body."""
 
+UNREAD = 60.0
+"""Seconds for which a client may leave unread what it is sent."""
+
 MOST_CONNECTIONS = 1_000
 """At a time; those that say nothing are closed after ``PATIENCE``."""
 
@@ -39,6 +42,7 @@ class Protocol(H11Protocol):
         self.logger.setLevel(logging.ERROR)  # what clients get wrong is their business
         self._deadline: asyncio.TimerHandle | None = None
         self._begun = self._refused = False
+        self._unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as the base class
         """Wait for a head."""
@@ -48,9 +52,25 @@ class Protocol(H11Protocol):
         else:
             self._await(self._head_is_late)
 
+    def pause_writing(self) -> None:
+        """Begin to count: a client that reads nothing must not keep its connection for ever."""
+        super().pause_writing()
+        self._unread = self.loop.call_later(UNREAD, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """It reads again."""
+        self._read_again()
+        super().resume_writing()
+
+    def _read_again(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait for nothing."""
         self._await(None)
+        self._read_again()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -100,7 +120,8 @@ class Protocol(H11Protocol):
         if getattr(problem, "error_status_hint", 400) == _TOO_LARGE:
             self._refuse(HeadTooLarge("the head of a request may have at most 64 KiB"))
         else:
-            self._refuse(InvalidRequest(f"this is not HTTP as it should be: {problem}"))
+            reason = str(problem).partition(":")[0]  # what follows repeats what was sent, tokens included
+            self._refuse(InvalidRequest(f"this is not HTTP as it should be: {reason}"))
 
     def _refuse(self, error: KawaiError) -> None:
         """Answer, and close the connection once the client had a moment to read that."""

@@ -109,12 +109,10 @@ def serve(
     *,
     on_ready: Callable[[], None],
     on_stop: Callable[[], None] = lambda: None,
-) -> int | None:
-    """Serve until SIGINT or SIGTERM; returns which, see :class:`Server`."""
+) -> None:
+    """Serve until SIGINT or SIGTERM, see :class:`Server`."""
     _allow_descriptors()
-    server = Server(app, on_ready=on_ready, on_stop=on_stop)
-    server.run([listener])
-    return server.signal
+    Server(app, on_ready=on_ready, on_stop=on_stop).run([listener])
 
 
 def _allow_descriptors() -> None:
@@ -135,6 +133,7 @@ def _config(app: App) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         timeout_graceful_shutdown=GRACE,
         h11_max_incomplete_event_size=HEAD_LIMIT,
     )

@@ -1,12 +1,13 @@
 """The catalog as a whole: list, filter, search, find, and what of it is installed."""
 
+import time
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import msgspec
 
 from kawai_tools.catalog.entries import ABILITIES, ENDPOINTS, CatalogDetails, CatalogRow, Entry, Problem
-from kawai_tools.catalog.lists import Lists, Loaded
+from kawai_tools.catalog.lists import SETTLED, Lists, Loaded
 from kawai_tools.errors import EntryNotFound, InvalidRequest
 from kawai_tools.files import free_space
 from kawai_tools.models.naming import nearest
@@ -58,7 +59,9 @@ class Catalog:
             if len(known.rows) >= _MOST_ANSWERS:
                 known.rows.clear()
                 known.encoded.clear()
-            found = known.rows[query] = self._select(self._lists.load(files), query)
+            found = self._select(self._lists.load(files), query)
+            if _is_settled(state[1]):
+                known.rows[query] = found
         return found
 
     def at_hand(self, query: Query) -> msgspec.Raw | None:
@@ -116,9 +119,10 @@ class Catalog:
         """An entry, and whether there is room for it; ``memory`` is what the machine has."""
         self._store.recover()
         (row,) = self._told([entry])
+        here = self._store.index.by_sources([entry.source]).get(entry.source)
         return CatalogDetails(
             **{name: getattr(row, name) for name in CatalogRow.__struct_fields__},
-            needed=0 if row.downloaded else row.files.about,
+            needed=0 if row.downloaded else _needed(row, weights_here=bool(here)),
             free=free_space(self._store.layout.store),
             memory=memory,
         )
@@ -130,6 +134,17 @@ class Catalog:
     def problems(self) -> list[Problem]:
         """What is wrong with the lists."""
         return self._lists.load().problems
+
+
+def _needed(row: CatalogRow, *, weights_here: bool) -> int | None:
+    """Bytes that are still to be fetched, as far as that is known."""
+    proj = row.files.proj
+    return proj.about if weights_here and proj is not None else row.files.about
+
+
+def _is_settled(revision: tuple[int, int, int, int] | None) -> bool:
+    """Whether a further change of the index would surely be seen: one within the same tick might not be."""
+    return revision is None or abs(time.time_ns() - revision[-1]) > SETTLED
 
 
 def _is_all(entry: Entry, installed: Installed) -> bool:

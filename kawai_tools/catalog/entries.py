@@ -8,7 +8,7 @@ import msgspec
 
 from kawai_tools.errors import ErrorInfo
 from kawai_tools.models.model import Capabilities
-from kawai_tools.settings import parse_size
+from kawai_tools.values import parse_size
 
 ENDPOINTS = ("chat", "completion", "embeddings", "rerank")
 ABILITIES = ("images", "audio", "streaming", "reasoning", "tooling", "embedding", "rerank")

@@ -1,16 +1,18 @@
 """The last good copy of each subscribed catalog, with what tells whether the server has another."""
 
 import contextlib
-from collections.abc import Collection
+import time
+from collections.abc import Collection, Iterator
 from datetime import datetime
 from pathlib import Path
 
 import msgspec
 
 from kawai_tools.errors import UNDECODABLE, HomeNotWritable
-from kawai_tools.files import clear_left_behind, make_directory, read_if_there, write_atomically
+from kawai_tools.files import Lock, clear_left_behind, make_directory, read_if_there, write_atomically
 
 MOST_REPLACED = 50
+_PATIENCE, _TICK = 2.0, 0.01
 
 
 class Kept(msgspec.Struct, frozen=True):
@@ -52,6 +54,18 @@ class Keeper:
             return None
         return kept if kept.url == url and digest_of(kept.text) == kept.sha256 else None
 
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Change a copy while no other process does; who waits too long goes on."""
+        lock = Lock(self.folder.with_name("update.lock"))
+        until = time.monotonic() + _PATIENCE
+        while not lock.acquire() and time.monotonic() < until:
+            time.sleep(_TICK)
+        try:
+            yield
+        finally:
+            lock.release()
+
     def write(self, kept: Kept) -> None:
         """Keep a copy instead of the one before. Raises ``HomeNotWritable`` or ``NoSpace``."""
         make_directory(self.folder)
@@ -65,6 +79,7 @@ class Keeper:
         wanted = {self.path(url) for url in urls}
         with contextlib.suppress(OSError):
             clear_left_behind(self.folder)
+            clear_left_behind(self.folder.parent)
         for path in self.folder.glob("*.json"):
             if path not in wanted:
                 with contextlib.suppress(OSError):

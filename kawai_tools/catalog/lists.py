@@ -23,7 +23,7 @@ from kawai_tools.files import make_directory, read_if_there, write_atomically
 OWN = "kawai"
 SHIPPED = Path(__file__).parents[1] / "catalog.yaml"
 _SUFFIXES = (".yaml", ".yml")
-_SETTLED = 100_000_000
+SETTLED = 100_000_000
 """Nanoseconds after which a second change of a file surely has another time."""
 
 
@@ -83,7 +83,7 @@ class Lists:
         if (
             self._remembers
             and not unread
-            and all(abs(now - file.stamp[-1]) > _SETTLED for file in files if file.stamp)
+            and all(abs(now - file.stamp[-1]) > SETTLED for file in files if file.stamp)
         ):
             self._remember(_Cached(key, loaded))
         return loaded

@@ -4,12 +4,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from kawai_tools.catalog.entries import Entry, Problem
 from kawai_tools.catalog.lists import OWN, Loaded, read_file
 from kawai_tools.catalog.reading import MOST_BYTES, Malformed
 from kawai_tools.catalog.schema import Terms, read_catalog
+from kawai_tools.transfer.egress import origin_of
 
 if TYPE_CHECKING:
     from kawai_tools.catalog.lists import Lists
@@ -20,8 +20,12 @@ MOST_WARNINGS = 10
 
 def terms_of(lists: "Lists", url: str) -> Terms:
     """The terms of a subscribed catalog: its own host may be on a private network, as it is itself."""
-    host = (urlsplit(url).hostname or "").lower()
-    return Terms(url, url, lists.endpoint, lists.hosts | {host})
+    return Terms(url.partition("?")[0], url, lists.endpoint, _near(lists) | {origin_of(url).host})
+
+
+def _near(lists: "Lists") -> frozenset[str]:
+    """The hosts that may be private ones."""
+    return lists.hosts | {origin_of(lists.endpoint).host}
 
 
 def read_all(lists: "Lists", paths: list[Path]) -> Loaded:
@@ -30,8 +34,8 @@ def read_all(lists: "Lists", paths: list[Path]) -> Loaded:
     problems: list[Problem] = []
     own, *others = paths
     users = others[: len(others) - len(lists.subscriptions)]
-    all_terms = [Terms(OWN, "kawai's own catalog", lists.endpoint, lists.hosts, strict=True)]
-    all_terms += [Terms(_shown(path.name), _shown(path), lists.endpoint, lists.hosts) for path in users]
+    all_terms = [Terms(OWN, "kawai's own catalog", lists.endpoint, _near(lists), strict=True)]
+    all_terms += [Terms(_shown(path.name), _shown(path), lists.endpoint, _near(lists)) for path in users]
     problems += _unreadable(lists.folder)
     for terms, path in zip(all_terms, [own, *users], strict=True):
         _add(terms, _from_disk(path, terms, problems), entries, problems)

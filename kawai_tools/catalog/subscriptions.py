@@ -108,10 +108,11 @@ class Subscriptions:
                 f"{url} serves an older copy than the one that is held",
                 f"if it is meant, remove {self._lists.keeper.path(url)} and run kawai catalog update",
             )
-        meanwhile = self._lists.keeper.read(url)
-        if meanwhile != held and meanwhile is not None and (count := self._count(meanwhile)) is not None:
-            return meanwhile, count  # another has been quicker, and has asked later
-        self._lists.keeper.write(kept)
+        with self._lists.keeper.alone():
+            meanwhile = self._lists.keeper.read(url)
+            if meanwhile != held and meanwhile is not None and (count := self._count(meanwhile)) is not None:
+                return meanwhile, count  # another has been quicker, and has asked later
+            self._lists.keeper.write(kept)
         return kept, len(entries)
 
     @staticmethod

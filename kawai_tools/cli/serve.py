@@ -16,7 +16,7 @@ import typer
 from kawai_tools import __version__
 from kawai_tools.cli.groups import LAZY, KawaiCommand
 from kawai_tools.cli.invocation import Invocation, invocation
-from kawai_tools.errors import AlreadyServing, InvalidRequest
+from kawai_tools.errors import AlreadyServing, InvalidRequest, UsageError
 from kawai_tools.files import make_directory, write_atomically
 from kawai_tools.remote import Daemon, find_daemon, serve_file, serve_lock
 
@@ -36,7 +36,12 @@ _LOCK_PATIENCE = 1.0
 @app.command(cls=KawaiCommand, help=LAZY["serve"])
 def serve(
     context: typer.Context,
-    host: Annotated[str | None, typer.Option(metavar="HOST", help="Loopback address to listen on.")] = None,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST", help="Address to listen on; beyond loopback with --auth and --allow-host."
+        ),
+    ] = None,
     port: Annotated[
         str | None,
         typer.Option(metavar="PORT", help="Port to listen on, 11435 where nothing else is configured."),
@@ -57,8 +62,8 @@ def serve(
     this = invocation(context)
     this.flag("host", host)
     this.flag("port", port)
-    for name in allow_host or ():
-        this.flag("allow_hosts", name or " ", "--allow-host")
+    if allow_host and not all(name.strip() for name in allow_host):
+        raise UsageError("--allow-host must be a name by which clients ask for this server, not ''")
     this.flag("allow_hosts", ",".join(allow_host) if allow_host else None, "--allow-host")
     this.flags |= {
         name: True for name, on in (("auth", auth), ("strict", strict), ("insecure", insecure)) if on
@@ -137,12 +142,14 @@ def _serve(this: Invocation) -> None:
     )
     asks = settings.auth or settings.strict
     news = _first_admin(settings, workspace.tokens) if asks else None
-    with _announced(this, daemon, _url(settings.host, port), news) as announce:
-        names = known_by(port, settings.host, settings.allow_hosts, settings.allow_origins)
-        access = Access(workspace.tokens, key=daemon.key, on=asks, strict=settings.strict)
-        app = build_app(workspace, names, access=access)
-        serve_on(app, listener, on_ready=announce, on_stop=lambda: workspace.pulls.close(PATIENCE))
-    workspace.close()
+    try:
+        with _announced(this, daemon, _url(settings.host, port), news) as announce:
+            names = known_by(port, settings.host, settings.allow_hosts, settings.allow_origins)
+            access = Access(workspace.tokens, key=daemon.key, on=asks, strict=settings.strict)
+            app = build_app(workspace, names, access=access)
+            serve_on(app, listener, on_ready=announce, on_stop=lambda: workspace.pulls.close(PATIENCE))
+    finally:
+        workspace.close()
 
 
 def _first_admin(settings: "Settings", tokens: "Tokens") -> str | None:

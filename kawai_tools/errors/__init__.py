@@ -1,7 +1,7 @@
 """Everything kawai refuses or fails at, as one tree.
 
 An error knows its stable ``code``, its ``message`` (what happened to what), an optional ``hint``
-(what to do) and its type; it knows nothing of terminals or HTTP beyond the table below.
+(what to do) and its type; it knows nothing of terminals or HTTP beyond the table in ``failure.py``.
 ``cli/app.py`` and ``api/errors.py`` each translate the base class once.
 
 ::

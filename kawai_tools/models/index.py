@@ -5,7 +5,6 @@ rollback journal, not a write-ahead log, because that is safe on network file sy
 """
 
 import contextlib
-import os
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -24,8 +23,6 @@ BUSY_SECONDS = 10.0
 _AT_ONCE = 500
 """Values in one query; SQLite before 3.32 takes 999."""
 
-_COUNTER, _HEAD = 24, 28
-"""Where the file change counter begins and ends (sqlite.org/fileformat.html, section 1.3)."""
 _DAMAGED = {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 """What SQLite says of a file that is no database, a broken one, or one with other tables."""
 
@@ -122,14 +119,16 @@ class Index:
 
         return self._use(read)
 
-    def revision(self) -> object:
-        """What is another after every change: SQLite's file change counter, and which file it is in."""
+    def revision(self) -> tuple[int, int, int, int] | None:
+        """What is another after every change, by a clock that ticks; ``None`` where there is no index.
+
+        Never opens the file: closing it would drop SQLite's locks (sqlite.org/howtocorrupt.html, 2.2).
+        """
         try:
-            with self.path.open("rb") as file:
-                stats, head = os.fstat(file.fileno()), file.read(_HEAD)
+            found = self.path.stat()
         except OSError:
             return None
-        return stats.st_ino, stats.st_mtime_ns, head[_COUNTER:]
+        return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
     def by_repository(self, owner: str, repo: str) -> list[Entry]:
         """The models in one repository's folder."""

@@ -76,6 +76,8 @@ def _find(workspace: Workspace, words: str) -> "Entry":
     except (InvalidId, EntryNotFound) as error:
         if _is_source(workspace, words):
             error.hint = f"that is no id of the catalog, but a source: kawai models pull {words}"
+        elif isinstance(error, InvalidId):
+            error.hint = "kawai catalog list shows the ids"
         raise
 
 
@@ -93,11 +95,11 @@ def _pull(workspace: Workspace, request: CatalogPullRequest) -> "Feed | PlanPayl
     check_connections(request.connections)
     rate = rate_of(request.limit_rate)
     entry = _find(workspace, request.model)
-    has_token = bool(workspace.outbound.credentials)
-    plan = plan_entry(workspace.planner, entry, force=request.force, has_token=has_token)
+    has_token = bool(workspace.listed_outbound.credentials)
+    plan = plan_entry(workspace.listed_planner, entry, force=request.force, has_token=has_token)
     if request.dry_run:
         return plan.payload
-    job = workspace.puller.job(plan, connections=request.connections, limit_rate=rate)
+    job = workspace.listed_puller.job(plan, connections=request.connections, limit_rate=rate)
     return workspace.pulls.start(job_of(entry, job, has_token=has_token))
 
 
@@ -155,5 +157,6 @@ CATALOG_UPDATE = Operation(
     result=Payload(list[CatalogUpdate]),
     level=Level.ADMIN,
     run=_update,
+    waits=True,
     summary="Fetch the catalogs that are subscribed to",
 )

@@ -171,6 +171,7 @@ LIBS_SHOW = Operation(
     result=Payload(Libs),
     level=Level.READ,
     run=_show,
+    waits=True,
     summary="Show this machine, the newest build for it and the installed ones",
 )
 LIBS_AVAILABLE = Operation(
@@ -181,6 +182,7 @@ LIBS_AVAILABLE = Operation(
     result=Payload(Available),
     level=Level.READ,
     run=_available,
+    waits=True,
     summary="List the builds that a version offers",
 )
 LIBS_PULL = Operation(

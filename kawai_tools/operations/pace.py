@@ -5,7 +5,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from kawai_tools.errors import InvalidBody
-from kawai_tools.settings import parse_rate
+from kawai_tools.values import parse_rate
 
 MOST_CONNECTIONS = 64
 

@@ -149,12 +149,14 @@ class Egress:
 
     ``hosts``: the only hosts a first address may name (``None``: any, the command line acts with its
     user's authority). ``trusted``: hosts that the configuration names; they may be private and plain, and
-    redirect to other ports of their own.
+    redirect to other ports of their own. ``near``: the only others that may be private though nobody has
+    typed their addresses (``None``: any, they were typed).
     """
 
     hosts: frozenset[str] | None = None
     trusted: frozenset[str] = frozenset()
     offline: bool = False
+    near: frozenset[str] | None = None
 
     def check_first(self, origin: Origin) -> None:
         """Refuse an address that may not be asked at all."""
@@ -186,7 +188,10 @@ class Egress:
 
     def check_addresses(self, via: Hop | None, after: Origin, found: list[Address]) -> None:
         """Refuse a redirect by what its host resolved to; ``via`` is ``None`` for a first address."""
-        if via is None or self._is_own(via.origin, after):
+        if via is None:
+            self._check_untyped(after, all(each.is_public for each in found))
+            return
+        if self._is_own(via.origin, after):
             return
         near = via.near and self.hosts is None
         itself = near and via.origin.host == after.host
@@ -197,12 +202,23 @@ class Egress:
                 f"{via.origin.authority} redirects to {after.authority}, a private address ({shown})"
             )
 
+    def _check_untyped(self, origin: Origin, public: bool) -> None:  # noqa: FBT001 - the one thing that counts
+        """Refuse a private address that stands in a list, unless the configuration names its host."""
+        if public or self.near is None or origin.host in self.near | self.trusted:
+            return
+        raise HostNotAllowed(
+            f"{origin.host} is on a private network, and a list is no reason to go there",
+            "add the host to pull_hosts (KAWAI_PULL_HOSTS) if it is meant",
+        )
+
     def check_name(self, via: Hop | None, after: Origin) -> None:
         """Refuse a redirect to a name that a proxy will resolve, by what the name itself says."""
         address = spelled(after)
         if address is not None:
             self.check_addresses(via, after, [address])
-        elif via is not None and looks_near(after) and not self._is_own(via.origin, after):
+        elif via is None:
+            self._check_untyped(after, not looks_near(after))
+        elif looks_near(after) and not self._is_own(via.origin, after):
             if self.hosts is None and via.near:
                 return
             raise BadRedirect(f"{via.origin.authority} redirects to {after.authority}, a private name")
