@@ -412,6 +412,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             hang()
         self.answer(503 if mode == "loading" else 200, b'{{"status": "ok"}}')
     def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))  # left unread, it would reset the connection
         if mode == "completion":
             hang()
         if mode == "drips":
