@@ -1,6 +1,7 @@
 """The real program in a process of its own, with pipes, on a terminal, or serving."""
 
 import contextlib
+import ctypes
 import fcntl
 import http.client
 import json
@@ -21,6 +22,21 @@ from kawai_tools.remote import find_daemon
 
 KAWAI = (sys.executable, "-m", "kawai_tools")
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+_PAST_MODES = (1, 2)
+"""CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH (linux/capability.h)."""
+
+_PR_CAPBSET_DROP = 24
+_PRCTL = getattr(ctypes.CDLL(None), "prctl", None) or (lambda *_: 1)
+
+
+def _obeys_modes() -> None:
+    """Give up what lets root past the modes of files (capabilities(7): they are not regained by exec)."""
+    if os.geteuid() == 0:
+        for capability in _PAST_MODES:
+            if _PRCTL(_PR_CAPBSET_DROP, capability, 0, 0, 0):
+                raise OSError("a capability cannot be dropped")
 
 
 class Ended(NamedTuple):
@@ -65,6 +81,19 @@ class Program:
             text=True,
             timeout=60,
             check=False,
+        )
+        return Ended(done.returncode, done.stdout, done.stderr)
+
+    def unprivileged(self, *args: str) -> Ended:
+        """Run to the end as somebody whom modes of files stop, also where tests run as root."""
+        done = subprocess.run(
+            [*KAWAI, *args],
+            env=self.environ,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            preexec_fn=_obeys_modes,
         )
         return Ended(done.returncode, done.stdout, done.stderr)
 

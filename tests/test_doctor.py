@@ -1,11 +1,8 @@
 """``kawai doctor``: each thing that may be amiss is told of, with what mends it, and nothing is changed."""
 
-import ctypes
 import json
-import os
 import shutil
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -16,15 +13,10 @@ import pytest
 
 from tests.bundles import asset_name, broken_bundle, host_platform, launcher_bundle
 from tests.hub import Fault, LocalHub
-from tests.program import KAWAI, Ended, Program, serving
+from tests.program import Ended, Program, serving
 from tests.samples import tiny_gguf
 
 HERE = host_platform()
-_PAST_MODES = (1, 2)
-"""CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH (linux/capability.h)."""
-
-_PR_CAPBSET_DROP = 24
-_PRCTL = getattr(ctypes.CDLL(None), "prctl", None) or (lambda *_: 1)
 
 
 @pytest.fixture
@@ -305,32 +297,12 @@ def test_a_home_that_is_a_file_is_a_failure(cli: Program, tmp_path: Path) -> Non
     assert {status for name, (status, _) in below.items() if name.endswith("directory")} == {"fail"}
 
 
-def _obeys_modes() -> None:
-    """Give up what lets root past the modes of files (capabilities(7): they are not regained by exec)."""
-    if os.geteuid() == 0:
-        for capability in _PAST_MODES:
-            if _PRCTL(_PR_CAPBSET_DROP, capability, 0, 0, 0):
-                raise OSError("a capability cannot be dropped")
-
-
 @pytest.fixture
 def unprivileged(cli: Program) -> Iterator[Callable[..., Ended]]:
     """Kawai as somebody whom modes stop, also where tests run as root."""
 
-    def run(*args: str) -> Ended:
-        done = subprocess.run(
-            [*KAWAI, *args],
-            env=cli.environ,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-            preexec_fn=_obeys_modes,
-        )
-        return Ended(done.returncode, done.stdout, done.stderr)
-
     home(cli).mkdir()
-    yield run
+    yield cli.unprivileged
     for path in [home(cli), *home(cli).iterdir()]:
         path.chmod(0o755)
 

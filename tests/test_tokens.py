@@ -1,7 +1,6 @@
 """Tokens: made, shown once, listed, revoked and checked, by the command line and by a server beside it."""
 
 import base64
-import ctypes
 import http.client
 import json
 import os
@@ -35,11 +34,6 @@ for number in range(int(sys.argv[2])):
     tokens.revoke(gone.id)
     print(kept.id, gone.id, flush=True)
 """
-_PAST_MODES = (1, 2)
-"""CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH (linux/capability.h)."""
-
-_PR_CAPBSET_DROP = 24
-_PRCTL = getattr(ctypes.CDLL(None), "prctl", None) or (lambda *_: 1)
 
 
 def home(cli: Program) -> Path:
@@ -363,30 +357,11 @@ def test_a_revoked_token_is_remembered_for_a_while(kawai: Program) -> None:
 # What the disk does
 
 
-def _obeys_modes() -> None:
-    if os.geteuid() == 0:
-        for capability in _PAST_MODES:
-            if _PRCTL(_PR_CAPBSET_DROP, capability, 0, 0, 0):
-                raise OSError("a capability cannot be dropped")
-
-
 @pytest.fixture
 def unprivileged(kawai: Program) -> Iterator[Callable[..., Ended]]:
     """Kawai as somebody whom modes stop, also where tests run as root."""
 
-    def run(*args: str) -> Ended:
-        done = subprocess.run(
-            [*KAWAI, *args],
-            env=kawai.environ,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-            preexec_fn=_obeys_modes,
-        )
-        return Ended(done.returncode, done.stdout, done.stderr)
-
-    yield run
+    yield kawai.unprivileged
     home(kawai).chmod(0o755)
     for path in home(kawai).iterdir():
         path.chmod(0o755 if path.is_dir() else 0o600)
@@ -710,3 +685,19 @@ def test_a_server_whose_home_cannot_be_written_still_checks(kawai: Program) -> N
         aside.rmdir()
         assert daemon.ask("POST", "/v1/tokens", {}, bearer(made["token"])).status == 201
     assert not (home(kawai) / "logs" / "kawai.log").exists()
+
+
+def test_a_token_is_kept_by_no_cache(kawai: Program) -> None:
+    with serving(kawai) as daemon:
+        assert daemon.ask("POST", "/v1/tokens", {}).headers["cache-control"] == "no-store"
+        assert "cache-control" not in daemon.ask("GET", "/v1/tokens").headers
+
+
+def test_tokens_that_expired_long_ago_are_forgotten(kawai: Program) -> None:
+    for lifetime in ("1h", "1d"):
+        create(kawai, "--expires", lifetime)
+    long_ago = (datetime.now(UTC) - timedelta(days=100)).isoformat()
+    rewrite(kawai, lambda rows: rows[0].update(expires_at=long_ago))
+    made = create(kawai)
+    rows = json.loads(kawai("tokens", "list", "--json").out)
+    assert (len(rows), rows[-1]["id"]) == (2, made["id"])

@@ -26,7 +26,6 @@ class Kept(msgspec.Struct, frozen=True):
     sha256: str
     etag: str | None
     modified: datetime | None
-    fetched_at: datetime
     replaced: list[str] = []
 
 

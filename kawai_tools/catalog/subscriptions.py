@@ -97,7 +97,6 @@ class Subscriptions:
             text=text,
             etag=answer.header("ETag"),
             modified=_modified(answer),
-            fetched_at=datetime.now(UTC).replace(microsecond=0),
             sha256=digest_of(text),
             replaced=_replaced(held),
         )

@@ -8,15 +8,14 @@ from kawai_tools.cli import text
 from kawai_tools.cli.completion import entry_ids
 from kawai_tools.cli.groups import LAZY, KawaiCommand, group
 from kawai_tools.cli.invocation import Invocation, invocation
-from kawai_tools.cli.options import Connections, DryRun, LimitRate
+from kawai_tools.cli.options import Connections, DryRun, Force, LimitRate
 from kawai_tools.cli.output import Output
 from kawai_tools.cli.running import run
 from kawai_tools.cli.text import Column, safe
 
 if TYPE_CHECKING:
     from kawai_tools.catalog.entries import CatalogDetails, CatalogFile, CatalogRow, CatalogUpdate
-    from kawai_tools.models.model import Capabilities, PlanPayload
-    from kawai_tools.transfer.pulls import Feed
+    from kawai_tools.models.model import Capabilities
 
 app = group(LAZY["catalog"])
 
@@ -75,16 +74,13 @@ def show(context: typer.Context, model: Id) -> None:
 def pull(
     context: typer.Context,
     model: Id,
-    force: Annotated[
-        bool, typer.Option("--force", help="Ask the hub again and replace what has changed.")
-    ] = False,
+    force: Force = False,
     dry_run: DryRun = False,
     limit_rate: LimitRate = None,
     connections: Connections = None,
 ) -> None:
     """Pull a model of the catalog. What was begun before is gone on with."""
-    from kawai_tools.cli import showing  # noqa: PLC0415
-    from kawai_tools.cli.following import follow_pull, tell_installed  # noqa: PLC0415
+    from kawai_tools.cli.following import end_pull  # noqa: PLC0415
     from kawai_tools.operations.catalog import CATALOG_PULL, CatalogPullRequest  # noqa: PLC0415
 
     this = invocation(context)
@@ -92,11 +88,7 @@ def pull(
         model, force=force, dry_run=dry_run, limit_rate=limit_rate, connections=connections
     )
     this.keep_log()
-    answer = run(this, CATALOG_PULL, request)
-    if dry_run:
-        this.output.payload(cast("PlanPayload", answer), lambda plan: showing.plan(this.output, plan))
-    else:
-        tell_installed(this, follow_pull(this, cast("Feed", answer)))
+    end_pull(this, run(this, CATALOG_PULL, request))
 
 
 @app.command(cls=KawaiCommand)

@@ -5,14 +5,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import typer
 
+from kawai_tools.cli import showing
 from kawai_tools.cli.invocation import Invocation
 from kawai_tools.cli.progress import Renderer, renderer
 from kawai_tools.errors import EXIT_INTERRUPTED, ErrorInfo, from_info
 from kawai_tools.events import FINAL, Event, LibsPullEvent, ModelPullEvent, PullEvent, Status
+from kawai_tools.models.model import PlanPayload
 
 if TYPE_CHECKING:
     from kawai_tools.transfer.pulls import Feed
@@ -121,6 +123,14 @@ def ended_well(
     if isinstance(event, PullEvent) and event.error is not None:
         fail(this, event.error)
     return event
+
+
+def end_pull(this: Invocation, answer: object) -> None:
+    """Show the plan of a model's pull, or follow the pull to its end and say where the model is."""
+    if isinstance(answer, PlanPayload):
+        this.output.payload(answer, lambda plan: showing.plan(this.output, plan))
+    else:
+        tell_installed(this, follow_pull(this, cast("Feed", answer)))
 
 
 def build_ending(event: LibsPullEvent, before: str | None = None) -> str:

@@ -8,12 +8,12 @@ from kawai_tools.cli import showing
 from kawai_tools.cli.completion import model_ids
 from kawai_tools.cli.groups import LAZY, KawaiCommand, group
 from kawai_tools.cli.invocation import invocation
-from kawai_tools.cli.options import Connections, DryRun, LimitRate
+from kawai_tools.cli.options import Connections, DryRun, Force, LimitRate
 from kawai_tools.cli.running import ask, run, run_or_none
 from kawai_tools.errors import OUTCOMES, ErrorType, InUse, UsageError
-from kawai_tools.models.model import LoadedModel, ModelDetails, ModelList, PlanPayload
 
 if TYPE_CHECKING:
+    from kawai_tools.models.model import LoadedModel, ModelDetails, ModelList
     from kawai_tools.transfer.pulls import Feed
 
 app = group(LAZY["models"])
@@ -82,14 +82,13 @@ def pull(  # noqa: PLR0913, PLR0917 - one parameter for each thing that can be t
         str | None,
         typer.Option(metavar="URL|none", help="The projection, or none even where the repository has one."),
     ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Ask the hub again and replace what has changed.")
-    ] = False,
+    force: Force = False,
     dry_run: DryRun = False,
     limit_rate: LimitRate = None,
     connections: Connections = None,
 ) -> None:
     """Pull a model from a hub or an address. What was begun before is gone on with."""
+    from kawai_tools.cli.following import end_pull  # noqa: PLC0415
     from kawai_tools.operations.models import MODELS_PULL, PullRequest  # noqa: PLC0415
 
     this = invocation(context)
@@ -102,13 +101,7 @@ def pull(  # noqa: PLR0913, PLR0917 - one parameter for each thing that can be t
         connections=connections,
     )
     this.keep_log()
-    answer = run(this, MODELS_PULL, request)
-    if isinstance(answer, PlanPayload):
-        this.output.payload(answer, lambda plan: showing.plan(this.output, plan))
-    else:
-        from kawai_tools.cli.following import follow_pull, tell_installed  # noqa: PLC0415
-
-        tell_installed(this, follow_pull(this, cast("Feed", answer)))
+    end_pull(this, run(this, MODELS_PULL, request))
 
 
 def _projection(positional: str | None, option: str | None) -> str | None:
