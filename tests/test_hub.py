@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import threading
 from hashlib import sha256
@@ -250,14 +251,23 @@ def test_connections_are_kept_and_requests_recorded(hub: LocalHub) -> None:
     for method in ("GET", "HEAD", "POST", "GET"):
         connection.request(method, f"/{REPO}/resolve/main/README.md?x=1")
         connection.getresponse().read()
-        socket = connection.sock
-    assert connection.sock is socket
+        wire = connection.sock
+    assert connection.sock is wire
     connection.close()
     seen = [(r.method, r.query, r.status, r.sent_bytes) for r in hub.requests]
     refused = ("POST", "x=1", 405, len("Method not allowed"))
     assert seen == [("GET", "x=1", 200, 7), ("HEAD", "x=1", 200, 0), refused, ("GET", "x=1", 200, 7)]
     hub.clear_requests()
     assert hub.requests == []
+
+
+def test_who_reads_only_the_head_of_a_refusal_finds_it_recorded(hub: LocalHub) -> None:
+    where = urlsplit(hub.endpoint)
+    for count in range(1, 101):
+        with socket.create_connection((where.hostname, where.port), 5) as connection:
+            connection.sendall(f"POST /{REPO}/resolve/main/README.md HTTP/1.1\r\n\r\n".encode())
+            assert connection.recv(12) == b"HTTP/1.1 405"
+            assert len(hub.requests) == count
 
 
 def test_a_file_is_served_from_disk(hub: LocalHub, tmp_path: Path, download: Callable[..., Path]) -> None:

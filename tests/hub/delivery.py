@@ -50,8 +50,9 @@ class Delivery:
         bodiless = head_only or self._answer.status in _BODILESS
         length = 0 if bodiless else self._answer.body.length
         self.status = self._answer.status
-        if length == 0 and manner.limit is None:
-            ending(0)
+        at_once = not manner.pause and self._rate() is None
+        if manner.limit is None and length is not None and length <= (_PIECE if at_once else 0):
+            ending(length)  # before the head, which is all that some clients read of a refusal
         self._wire.sendall(self._head())
         if bodiless:
             return manner.framing != "close"
