@@ -72,7 +72,8 @@ class Operation(msgspec.Struct, Generic[R], frozen=True, kw_only=True):
 
     ``waits`` says that it may wait for a server elsewhere. ``at_hand`` gives the payload at once where it
     is in memory and small, and ``None`` where ``run`` must be asked; it asks the file system for no more
-    than times and sizes, so that a server needs no thread for it.
+    than times and sizes, so that a server needs no thread for it. ``patience`` are the seconds that
+    another kawai may take for a word; ``None``: as long as it takes.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Operation(msgspec.Struct, Generic[R], frozen=True, kw_only=True):
     summary: str
     where: Where = Where.ANY
     waits: bool = False
+    patience: float | None = 60.0
     at_hand: Callable[[Workspace, R], object | None] | None = None
 
     @property

@@ -14,12 +14,13 @@ from typing import Literal
 import msgspec
 
 from kawai_tools.catalog.catalog import Catalog
-from kawai_tools.errors import KawaiError
+from kawai_tools.errors import KawaiError, NoEngine
 from kawai_tools.files import existing_parent, free_space
 from kawai_tools.libs.bundles import Bundles
 from kawai_tools.libs.platforms import Arch, Machine, Processor
 from kawai_tools.libs.probing import probe
 from kawai_tools.models.store import Store
+from kawai_tools.runners.engines import Embedded, choose, engines
 from kawai_tools.settings import Settings
 from kawai_tools.tokens import Tokens
 from kawai_tools.transfer.asking import Asker
@@ -79,6 +80,7 @@ class Doctor:
             ("home", self._home),
             ("store", self._models),
             ("builds", self._builds),
+            ("engine", self._engine),
             ("catalog", self._entries),
             ("tokens", self._secrets),
             ("network", self._network),
@@ -196,6 +198,21 @@ class Doctor:
             before = self._bundles.at(pointers.previous)
             fix = "kawai libs rollback" if before else f"kawai libs pull {current.version} --force"
             yield Check("active build", "fail", words, fix)
+
+    def _engine(self) -> Iterator[Check]:
+        """What would run a model now; an embedded one is tried as far as it can be without a model."""
+        known = engines(self._bundles)
+        try:
+            chosen = choose(known, self._settings.engine)
+        except NoEngine as error:
+            yield Check("engine", "warn", error.message, error.hint)
+            return
+        words = f"{chosen.engine.name}: {chosen.reason}"
+        if isinstance(chosen.engine, Embedded) and (problem := chosen.engine.try_import()):
+            fix = f"pip install --force-reinstall '{chosen.engine.requirement}'"
+            yield Check("engine", "fail", f"{words}, but {problem}", fix)
+        else:
+            yield Check("engine", "ok", words)
 
     def _network(self) -> Iterator[Check]:
         if self._settings.offline:

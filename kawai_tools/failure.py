@@ -84,6 +84,8 @@ class KawaiError(Exception):
         self.message = message
         self.hint = hint
         self.reported: ErrorInfo | None = None
+        self.retry_after: int | None = None
+        """Seconds after which the same may go better, where that is known."""
 
     @property
     def exit_code(self) -> int:

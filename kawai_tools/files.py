@@ -97,14 +97,15 @@ def clear_left_behind(folder: Path) -> None:
     """Remove what writers of state files that were killed have left in a folder."""
     for left in folder.glob(".*.partial"):
         found = re.fullmatch(r"\.([0-9]{1,9})\.[0-9a-f]{16}\.partial", left.name)
-        if found and not _runs(int(found[1])):
+        if found and not is_running(int(found[1])):
             left.unlink(missing_ok=True)
 
 
-def _runs(pid: int) -> bool:
+def is_running(pid: int) -> bool:
+    """Whether there is a process of this id, whoever it belongs to."""
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         pass
@@ -118,6 +119,21 @@ def move_into_place(source: Path, target: Path) -> None:
         source.replace(target)
         sync_directory(target.parent)
         sync_directory(source.parent)
+
+
+Stamp = tuple[int, int, int, int]
+
+
+def stamp(path: Path | str) -> Stamp | None:
+    """What is another after every change of a file, by a clock that ticks; ``None`` where there is none.
+
+    Never opens it.
+    """
+    try:
+        found = os.stat(path)  # noqa: PTH116 - asked for often
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def read_if_there(path: Path) -> bytes | None:

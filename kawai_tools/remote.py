@@ -4,7 +4,7 @@ It is given a row and a request and knows no row by name. ``run/serve.json`` tel
 it counts only while ``run/serve.lock`` is held and its process exists.
 """
 
-import os
+import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,13 +15,13 @@ import msgspec
 from kawai_tools.contract import Nothing, Operation, Request, Stream
 from kawai_tools.errors import UNDECODABLE, ErrorBody, KawaiError, NoServer, RemoteFault, from_info
 from kawai_tools.events import FINAL, Event
-from kawai_tools.files import Lock, read_if_there
+from kawai_tools.files import Lock, is_running, read_if_there
 
 if TYPE_CHECKING:
     from http.client import HTTPConnection, HTTPResponse
 
-PATIENCE = 60.0
-"""Seconds without a byte after which the other kawai counts as gone: a plan may take 30, events 10."""
+LOAD_PATIENCE = 600.0
+"""Seconds until a model that has to be loaded says its first word."""
 
 R = TypeVar("R", bound=Request)
 
@@ -54,17 +54,7 @@ def find_daemon(state_dir: Path) -> Daemon | None:
         daemon = msgspec.json.decode(data, type=Daemon)
     except UNDECODABLE:
         return None
-    return daemon if _exists(daemon.pid) and _is_held(serve_lock(state_dir)) else None
-
-
-def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True
+    return daemon if is_running(daemon.pid) and _is_held(serve_lock(state_dir)) else None
 
 
 def _is_held(lock: Lock) -> bool:
@@ -104,7 +94,7 @@ def _send(row: Operation[R], request: R, daemon: Daemon) -> "tuple[HTTPConnectio
         body = msgspec.json.encode(rest)
         headers["Content-Type"] = "application/json"
     address = urlsplit(daemon.url)
-    connection = HTTPConnection(address.hostname or "", address.port, timeout=PATIENCE)
+    connection = HTTPConnection(address.hostname or "", address.port, timeout=row.patience)
     connection.request(row.method, path, body, headers)
     return connection, connection.getresponse()
 
@@ -154,6 +144,28 @@ def _reported(status: int, data: bytes) -> KawaiError:
 def _gone(url: str, error: Exception) -> NoServer:
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return NoServer(f"the kawai server at {url} cannot be reached: {reason}", "start one with kawai serve")
+
+
+def stream(daemon: Daemon, path: str, body: bytes) -> Iterator[bytes]:
+    """Post a body to a route that is no row; the answer as it comes, be it an error's.
+
+    Raises ``NoServer`` where the other kawai cannot be reached.
+    """
+    from http.client import HTTPConnection, HTTPException  # noqa: PLC0415
+
+    address = urlsplit(daemon.url)
+    connection = HTTPConnection(address.hostname or "", address.port, timeout=LOAD_PATIENCE)
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {daemon.key}"}
+    try:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # refused before it was all sent
+            connection.request("POST", path, body, headers)
+        with connection.getresponse() as response:
+            while piece := response.read1(1 << 16):
+                yield piece
+    except (OSError, HTTPException) as error:
+        raise _gone(daemon.url, error) from error
+    finally:
+        connection.close()
 
 
 class RemoteFeed:

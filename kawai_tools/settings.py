@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, cast
 from kawai_tools.config_file import Value, read_config
 from kawai_tools.errors import InvalidConfig
 from kawai_tools.values import (
+    SAMPLING,
     between,
     parse_bool,
     parse_host,
@@ -23,6 +24,8 @@ from kawai_tools.values import (
     parse_path,
     parse_proxy,
     parse_rate,
+    parse_seconds,
+    parse_size,
     parse_text,
     parse_url,
     parse_urls,
@@ -111,6 +114,50 @@ class Settings:
         default=(),
         kinds=(list, str),
     )
+    engine: str = _key(
+        "KAWAI_ENGINE",
+        "what runs models: auto, llama-server, xllamacpp, llama-cpp-python",
+        parse_text,
+        default="auto",
+    )
+    max_models: int = _key(
+        "KAWAI_MAX_MODELS", "models that are loaded at a time", between(1, 1000), default=3, kinds=(int, str)
+    )
+    max_queue: int = _key(
+        "KAWAI_MAX_QUEUE",
+        "requests that may wait for one model, beside those that it answers",
+        between(1, 100_000),
+        default=512,
+        kinds=(int, str),
+    )
+    memory_budget: int | None = _key(
+        "KAWAI_MEMORY_BUDGET",
+        "memory that all loaded models may take (16G); else what is free, less a reserve",
+        parse_size,
+        kinds=(int, str),
+    )
+    keep_alive: int = _key(
+        "KAWAI_KEEP_ALIVE",
+        "seconds that an idle model stays loaded; -1 for ever",
+        parse_seconds,
+        default=300,
+        kinds=(int, str),
+    )
+    context_length: int | None = _key(
+        "KAWAI_CONTEXT_LENGTH",
+        "tokens that a request may have, where the model allows it",
+        between(1, 100_000_000),
+        kinds=(int, str),
+    )
+    parallel: int | None = _key(
+        "KAWAI_PARALLEL", "requests that a model answers at a time", between(1, 1000), kinds=(int, str)
+    )
+    gpu_layers: int | None = _key(
+        "KAWAI_GPU_LAYERS", "layers of a model that go to the GPU", between(0, 100_000), kinds=(int, str)
+    )
+    threads: int | None = _key(
+        "KAWAI_THREADS", "threads that a model computes with", between(1, 100_000), kinds=(int, str)
+    )
     connections: int = _key(
         "KAWAI_CONNECTIONS", "connections a download may use", between(1, 64), default=8, kinds=(int, str)
     )
@@ -194,6 +241,9 @@ class Settings:
     ssl_cert_file: Path | None = _key(
         "KAWAI_SSL_CERT_FILE SSL_CERT_FILE", "certificates to trust instead of the system's", parse_path
     )
+    models: Mapping[str, Mapping[str, int | float]] = field(default_factory=dict)
+    """Settings of single models, by their ids in lower case: tables ``[models."ID"]`` of ``config.toml``."""
+
     sources: Mapping[str, Source] = field(default_factory=dict)
 
     def source(self, name: str) -> Source:
@@ -250,6 +300,9 @@ def resolve(flags: Mapping[str, object], environ: Mapping[str, str]) -> Settings
                 sources[name] = Source.ENVIRONMENT
     first = Settings(**values, sources=sources)  # type: ignore[arg-type]
     for name, found in read_config(first.config_file).items():
+        if name == "models":
+            values["models"] = _models_from_file(found)
+            continue
         value = _from_file(name, found)
         if name not in values:
             values[name] = value
@@ -275,6 +328,42 @@ def _parse(key: Key, text: str, where: str) -> object:
     except ValueError as error:
         shown = "its value" if key.secret or "@" in text else repr(text[:_LONGEST])
         raise InvalidConfig(f"{where} must be {error}, not {shown}") from None
+
+
+PER_MODEL = ("context_length", "parallel", "gpu_layers", "threads", "keep_alive")
+"""Settings that a model may have for itself."""
+
+
+def _models_from_file(found: Value) -> Mapping[str, Mapping[str, int | float]]:
+    """The tables of single models."""
+    if not isinstance(found.value, dict):
+        raise InvalidConfig(f'{found.where}: must be tables such as [models."Qwen3-8B-Q8_0"]')
+    models: dict[str, Mapping[str, int | float]] = {}
+    for model, table in found.value.items():
+        if not isinstance(table, dict):
+            raise InvalidConfig(f"{found.where}: {model!r} must be a table", 'write [models."ID"] above it')
+        if model.casefold() in models:
+            raise InvalidConfig(f"{found.where}: {model!r} has two tables", "ids are the same in any case")
+        models[model.casefold()] = {
+            name: _of_model(name, Value(value, f"{found.where}: {model}: {name}"))
+            for name, value in table.items()
+        }
+    return models
+
+
+def _of_model(name: str, found: Value) -> int | float:
+    if name in SAMPLING:
+        try:
+            return SAMPLING[name].check(found.value)
+        except ValueError as error:
+            raise InvalidConfig(f"{found.where}: must be {error}") from None
+    if name not in PER_MODEL:
+        known = ", ".join((*PER_MODEL, *SAMPLING))
+        raise InvalidConfig(f"{found.where}: there is no such setting of a model", f"these are {known}")
+    value = _from_file(name, found)
+    if not isinstance(value, int):
+        raise InvalidConfig(f"{found.where} must be a whole number")
+    return value
 
 
 def _from_file(name: str, found: Value) -> object:

@@ -4,8 +4,9 @@ Each function raises ``ValueError`` with what is wanted, for a message to go on 
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple, cast
 from urllib.parse import urlsplit
 
 _UNITS = {
@@ -144,3 +145,39 @@ def between(low: int, high: int) -> Callable[[str], int]:
         return int(text)
 
     return parse
+
+
+def parse_seconds(text: str) -> int:
+    """A number of seconds, or -1 for no end."""
+    if not re.fullmatch(r"-1|\d{1,9}", text.strip()):
+        raise ValueError("a number of seconds, or -1")
+    return int(text)
+
+
+class Bounds(NamedTuple):
+    """What a number may be."""
+
+    low: float
+    high: float
+    is_whole: bool = False
+
+    def check(self, value: object) -> int | float:
+        """The number, if it is one. Raises ``ValueError`` saying what it must be."""
+        kinds: tuple[type, ...] = (int,) if self.is_whole else (int, float)
+        if type(value) not in kinds or not self.low <= cast("float", value) <= self.high:
+            raise ValueError(
+                f"a {'whole ' if self.is_whole else ''}number from {self.low:g} to {self.high:g}"
+            )
+        return cast("float", value)
+
+
+SAMPLING: Mapping[str, Bounds] = {
+    "temperature": Bounds(0, 10),
+    "top_k": Bounds(0, 1_000_000, is_whole=True),
+    "top_p": Bounds(0, 1),
+    "min_p": Bounds(0, 1),
+    "repeat_penalty": Bounds(0, 10),
+    "presence_penalty": Bounds(-2, 2),
+    "frequency_penalty": Bounds(-2, 2),
+}
+"""How the next token is chosen, where a request does not say."""

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from kawai_tools.settings import Settings
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from kawai_tools.catalog.catalog import Catalog
     from kawai_tools.catalog.lists import Lists
     from kawai_tools.catalog.subscriptions import Subscriptions
@@ -24,6 +26,10 @@ if TYPE_CHECKING:
     from kawai_tools.models.planning import Planner
     from kawai_tools.models.pulling import Puller
     from kawai_tools.models.store import Store
+    from kawai_tools.runners.engines import Engine
+    from kawai_tools.runners.orders import Orders
+    from kawai_tools.runners.pool import Pool
+    from kawai_tools.runners.tuning import Tuning
     from kawai_tools.tokens import Tokens
     from kawai_tools.transfer.egress import Origin
     from kawai_tools.transfer.fetching import Pace
@@ -215,6 +221,59 @@ class Workspace:
         from kawai_tools.transfer.fetching import Pace
 
         return Pace(self.settings.connections, self.settings.limit_rate)
+
+    @cached_property
+    def tuning(self) -> "Tuning":
+        """How each model is to be run."""
+        from kawai_tools.runners.tuning import Tuning
+
+        return Tuning(self.settings, self.defaults)
+
+    def defaults(self, model_id: str) -> "Mapping[str, int | float]":
+        """What the catalog says of running an installed model."""
+        entry = self.models.index.by_id(model_id)
+        config = self.catalog.config_of(entry.record.sources) if entry else None
+        values = {name: getattr(config, name) for name in config.__struct_fields__} if config else {}
+        return {name: value for name, value in values.items() if value is not None}
+
+    @cached_property
+    def orders(self) -> "Orders":
+        """Makes orders for the pool."""
+        from kawai_tools.files import stamp
+        from kawai_tools.runners import sockets
+        from kawai_tools.runners.orders import Orders
+        from kawai_tools.runners.process import Spawner
+
+        place = sockets.directory(self.layout.run)
+
+        def state() -> object:
+            return self.models.index.revision(), stamp(self.bundles.layout.active)
+
+        return Orders(self.models, self._engine, self.tuning.run, Spawner(), place, state)
+
+    def _engine(self) -> "Engine":
+        from kawai_tools.runners.engines import choose, engines
+
+        return choose(engines(self.bundles), self.settings.engine).engine
+
+    @cached_property
+    def pool(self) -> "Pool":
+        """The loaded models. Asked for in one event loop only."""
+        from kawai_tools.runners.memory import budget
+        from kawai_tools.runners.pool import Pool
+
+        settings = self.settings
+        return Pool(
+            budget=lambda used: budget(used, settings.memory_budget),
+            most=settings.max_models,
+            queue=settings.max_queue,
+        )
+
+    close_model: "Callable[[str], Callable[[], None]]" = staticmethod(lambda _: lambda: None)
+    """Ends the use of a model by this process and allows no other, until what it returns is called.
+
+    A server that has a pool sets it.
+    """
 
     @cached_property
     def tokens(self) -> "Tokens":

@@ -15,6 +15,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
+SAMPLING = {
+    "--temp": "temp",
+    "--top-k": "top_k",
+    "--top-p": "top_p",
+    "--min-p": "min_p",
+    "--repeat-penalty": "penalty_repeat",
+    "--presence-penalty": "penalty_present",
+    "--frequency-penalty": "penalty_freq",
+}
 LIBRARY = Path(__file__).resolve().with_name("libllama.so")
 
 
@@ -29,6 +38,9 @@ def _options() -> argparse.Namespace:
         parser.add_argument(flag, action="store_true")
     parser.add_argument("--no-webui", "--no-ui", action="store_true")
     parser.add_argument("--embeddings", "--embedding", action="store_true")
+    parser.add_argument("--reranking", "--rerank", action="store_true")
+    for flag in SAMPLING:
+        parser.add_argument(flag, type=float)
     parser.add_argument("--api-key", default=os.environ.get("LLAMA_API_KEY"))
     valued: list[tuple[type[str | int], str, list[str]]] = [
         (str, "HOST", ["--host"]),
@@ -39,6 +51,8 @@ def _options() -> argparse.Namespace:
         (int, "CTX_SIZE", ["-c", "--ctx-size"]),
         (int, "N_PARALLEL", ["-np", "--parallel"]),
         (int, "THREADS", ["-t", "--threads"]),
+        (int, "BATCH", ["-b", "--batch-size"]),
+        (int, "UBATCH", ["-ub", "--ubatch-size"]),
         (int, "N_GPU_LAYERS", ["-ngl", "--gpu-layers", "--n-gpu-layers"]),
     ]
     for kind, variable, flags in valued:
@@ -64,10 +78,18 @@ def _parameters(options: argparse.Namespace, xllamacpp: Any) -> Any:  # noqa: AN
     params.api_keys = options.api_key.split(",") if options.api_key else []
     params.model_alias = {options.alias} if options.alias else set()
     params.ui, params.warmup = not options.no_webui, not options.no_warmup
-    params.embedding = options.embeddings
+    params.embedding = options.embeddings or options.reranking
+    if options.reranking:
+        params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_RANK
+    for flag, name in SAMPLING.items():
+        value = getattr(options, flag[2:].replace("-", "_"))
+        if value is not None:
+            setattr(params.sampling, name, int(value) if name == "top_k" else value)
     params.n_ctx = options.ctx_size or 0
     if options.n_parallel is not None:
         params.n_parallel = options.n_parallel
+    params.n_batch = options.batch or params.n_batch
+    params.n_ubatch = options.ubatch or params.n_ubatch
     if options.n_gpu_layers is not None:
         params.n_gpu_layers = options.n_gpu_layers
     if options.threads is not None:

@@ -79,7 +79,7 @@ def test_global_options_at_every_level(kawai: Program, tmp_path: Path, args: tup
         (("models", "pull", "a/b", "one", "--proj", "two"), "two projections"),
         (("serve", "--port", "70000"), "0 to 65535"),
         (("--home", "", "models", "list"), "--home"),
-        (("models", "load", "x"), "load"),
+        (("models", "load"), "MODEL"),
     ],
 )
 def test_usage_errors_are_2(kawai: Program, args: tuple[str, ...], words: str) -> None:

@@ -195,7 +195,7 @@ def stopping_at(process: "subprocess.Popen[str]", status: str, share: float = 0)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("seed", "force"),
-    [*((seed, False) for seed in range(5)), (5, True)],
+    [*((seed, False) for seed in range(3)), (3, True)],
     ids=lambda each: {True: "forced", False: "upgrade"}[each] if isinstance(each, bool) else str(each),
 )
 def test_an_upgrade_killed_at_ten_random_moments_leaves_an_active_build_that_works(

@@ -16,6 +16,7 @@ from schemathesis.specs.openapi.definitions import OPENAPI_31
 
 from kawai_tools import __version__
 from kawai_tools.api.health import ALIVE, READY
+from kawai_tools.api.inference import ROUTES as INFERENCE_ROUTES
 from kawai_tools.contract import Nothing, Payload, Stream
 from kawai_tools.operations.table import OPERATIONS
 from tests.hub import LocalHub
@@ -26,8 +27,10 @@ Json = dict[str, Any]
 REPO, MODEL = "me/tiny-GGUF", "Tiny-Q8_0"
 JSON, EVENTS = "application/json", "text/event-stream"
 ROWS = [row for row in OPERATIONS if row.path]
-FIXED = {("GET", path) for path in (*ALIVE, *READY, "/openapi.json")}
-EVERYTHING = {(row.method, row.path or "") for row in ROWS} | FIXED
+HEALTH = {("GET", path) for path in (*ALIVE, *READY)}
+INFERENCE = {("POST", path) for path in INFERENCE_ROUTES}
+EVERYTHING = {(row.method, row.path or "") for row in ROWS} | HEALTH | INFERENCE
+EVERYTHING |= {("GET", "/openapi.json"), ("GET", "/metrics")}
 
 
 class Served(NamedTuple):
@@ -200,7 +203,7 @@ def test_who_may_is_told(served: Served) -> None:
     assert served.description["components"]["securitySchemes"][name] == {"type": "http", "scheme": "bearer"}
     for method, path in EVERYTHING:
         wanted = served.operation(method, path).get("security", [])
-        open_to_all = (method, path) in FIXED - {("GET", "/openapi.json")}
+        open_to_all = (method, path) in HEALTH
         assert ({name: []} in wanted) == (not open_to_all), (method, path)
 
 

@@ -28,6 +28,15 @@ GIVEN: dict[str, tuple[str, object]] = {
     "insecure": ("1", True),
     "allow_hosts": ("Box.lan, models.example.org:8443", ["box.lan", "models.example.org:8443"]),
     "allow_origins": ("https://chat.example.org", ["https://chat.example.org"]),
+    "engine": ("llama-server", "llama-server"),
+    "max_models": ("2", 2),
+    "max_queue": ("64", 64),
+    "memory_budget": ("16GiB", 17_179_869_184),
+    "keep_alive": ("-1", -1),
+    "context_length": ("8192", 8192),
+    "parallel": ("2", 2),
+    "gpu_layers": ("0", 0),
+    "threads": ("6", 6),
     "connections": ("3", 3),
     "limit_rate": ("1.5MiB/s", 1_572_864),
     "pull_hosts": ("Files.Example.org, b.example.org,", ["files.example.org", "b.example.org"]),
@@ -109,6 +118,15 @@ IN_FILE = {
     "offline": "true",
     "host": '"127.0.0.3"',
     "port": "8082",
+    "engine": '"xllamacpp"',
+    "max_models": "1",
+    "max_queue": "5",
+    "memory_budget": '"8G"',
+    "keep_alive": "-1",
+    "context_length": "2048",
+    "parallel": "1",
+    "gpu_layers": "99",
+    "threads": "2",
     "connections": "4",
     "limit_rate": '"20M"',
     "pull_hosts": '["a.example.org", "b.example.org"]',
@@ -432,3 +450,27 @@ def _value_or_refused(name: str, words: str) -> None:
     else:
         return
     assert refusal
+
+
+BAD_TABLES = {
+    "models = 3": "must be tables",
+    '[models]\n"Tiny" = 3': "must be a table",
+    '[models."Tiny"]\ncolour = 3': "colour: there is no such setting of a model",
+    '[models."Tiny"]\nport = 3': "port: there is no such setting of a model",
+    '[models."Tiny"]\ncontext_length = "many"': "context_length: must be a whole number",
+    '[models."Tiny"]\nparallel = 0': "parallel: must be a whole number from 1",
+    '[models."Tiny"]\ntemperature = 11': "temperature: must be a number from 0 to 10",
+    '[models."Tiny"]\ntemperature = "hot"': "temperature: must be a number",
+    '[models."Tiny"]\ntemperature = true': "temperature: must be a number",
+    '[models."Tiny"]\ntop_k = 1.5': "top_k: must be a whole number",
+    '[models."Tiny"]\ntop_p = nan': "top_p: must be a number",
+}
+
+
+@pytest.mark.parametrize("words", BAD_TABLES)
+def test_a_wrong_table_of_a_model_is_said_with_its_place(kawai: Program, words: str) -> None:
+    path = _config(kawai, words + "\n")
+    ended = kawai("models", "list", "--json")
+    assert (ended.code, ended.error["code"]) == (2, "invalid_config")
+    assert ended.error["message"].startswith(str(path))
+    assert BAD_TABLES[words] in ended.error["message"]

@@ -835,7 +835,13 @@ class TestPayloads:
                 "general.file_type": 7,
                 "tokenizer.chat_template": TEMPLATE,
             },
-            "config": {"context_length": {"value": 128, "source": "model"}},
+            "config": {
+                "context_length": {"value": 128, "source": "model"},
+                "parallel": {"value": 4, "source": "default"},
+                "gpu_layers": {"value": None, "source": "default"},
+                "threads": {"value": None, "source": "default"},
+                "keep_alive": {"value": 300, "source": "default"},
+            },
         }
 
     def test_what_is_not_known_is_null(self, shelf: Shelf) -> None:
@@ -845,7 +851,7 @@ class TestPayloads:
         for key in ("context_length", "last_used"):
             assert shown[key] is None
         assert shown["provenance"] == {"url": None, "commit": None, "verified_at": None}
-        assert shown["config"]["context_length"]["value"] is None
+        assert shown["config"]["context_length"] == {"value": 4096, "source": "default"}
         ended = shelf.program("models", "list")
         assert ended.code == 0
         assert "None" not in ended.out + shelf.program("models", "show", "x").out

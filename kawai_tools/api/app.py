@@ -2,9 +2,11 @@
 
 import asyncio
 import re
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from inspect import iscoroutinefunction
 from typing import NamedTuple, TypeVar
 
 import msgspec
@@ -20,11 +22,17 @@ from kawai_tools.api.decoding import decode
 from kawai_tools.api.errors import HANDLERS, error_response, refusal
 from kawai_tools.api.guard import Guard, Names, has_body
 from kawai_tools.api.health import ALIVE, READY, Health, check_ready
+from kawai_tools.api.inference import BODY_LIMIT, PATIENCE, ROUTES, read
+from kawai_tools.api.inference import Answer as Inference
+from kawai_tools.api.metrics import CONTENT_TYPE, Metrics
+from kawai_tools.api.metrics import PATH as METRICS
+from kawai_tools.api.observing import Observer, RequestLog, Seen, seen
 from kawai_tools.api.openapi import DESCRIPTION, describe
 from kawai_tools.api.sse import HEARTBEAT, Streams, last_event_id
 from kawai_tools.contract import Level, Operation, Payload, Stream
 from kawai_tools.errors import InvalidBody, KawaiError, MethodNotAllowed
 from kawai_tools.operations.table import OPERATIONS
+from kawai_tools.refs import parse_model
 from kawai_tools.transfer.pulls import Feed
 from kawai_tools.workspace import Workspace
 
@@ -48,18 +56,39 @@ _OTHERS = 32
 class App:
     """The ASGI application."""
 
-    def __init__(self, app: ASGIApp, streams: Streams) -> None:
+    def __init__(self, app: ASGIApp, streams: Streams, workspace: Workspace, log: RequestLog | None) -> None:
         """Made by :func:`build_app`."""
         self._app = app
+        self._log = log
         self._streams = streams
+        self._workspace = workspace
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         await self._app(scope, receive, send)
 
+    def begin(self) -> None:
+        """Let work in threads end what uses a model. In the event loop's thread, once it runs."""
+        loop, pool = asyncio.get_running_loop(), self._workspace.pool
+
+        def close_model(model_id: str) -> Callable[[], None]:
+            asyncio.run_coroutine_threadsafe(pool.close(model_id), loop).result()
+            return partial(_call_in, loop, partial(pool.reopen, model_id))
+
+        self._workspace.close_model = close_model
+
+    async def drain(self, patience: float) -> None:
+        """Load nothing more, let answers come to their end within so many seconds, and end every engine."""
+        await self._workspace.pool.drain(time.monotonic() + patience)
+
     def close(self) -> None:
         """End all streams, which would otherwise go on. In the event loop's thread only."""
         self._streams.close()
+
+    def stop_logging(self) -> None:
+        """Close the log of requests, after the last one."""
+        if self._log is not None:
+            self._log.close()
 
 
 def build_app(
@@ -69,11 +98,13 @@ def build_app(
     access: Access | None = None,
     operations: Sequence[Operation[contract.Request]] = OPERATIONS,
     heartbeat: float = HEARTBEAT,
+    log: RequestLog | None = None,
 ) -> App:
     """The application that carries out ``operations`` on ``workspace``.
 
     ``names`` are what it is called (see :func:`~kawai_tools.api.guard.known_by`), ``access`` says who may
-    (``None``: everybody), ``heartbeat`` is the seconds of silence after which a stream repeats its last.
+    (``None``: everybody), ``heartbeat`` is the seconds of silence after which a stream repeats its last,
+    ``log`` is where requests are told.
     """
     workspace.warm()
     access = access or Access(workspace.tokens)
@@ -84,13 +115,26 @@ def build_app(
     paths |= {path: {"GET": Entrance(Level.HEALTH, face.ready)} for path in READY}
     described = _answer(describe(operations, access))
     paths[DESCRIPTION] = {"GET": Entrance(Level.USE, partial(_give, described))}
+    paths[METRICS] = {"GET": Entrance(Level.USE, face.tell_metrics)}
+    paths |= {path: {"POST": Entrance(Level.USE, face.infer)} for path in ROUTES}
     for row in operations:
         if row.path is not None:
             paths.setdefault(row.path, {})[row.method] = Entrance(row.level, partial(face.run, row))
     routes = [_route(path, paths[path], access) for path in sorted(paths, key=_precedence)]
     app = Starlette(routes=routes, exception_handlers=dict(HANDLERS))
     app.router.redirect_slashes = False
-    return App(Guard(app, names, counts_credentials=not access.on), face.streams)
+    guard = Guard(app, names, counts_credentials=not access.on, limits=dict.fromkeys(ROUTES, BODY_LIMIT))
+
+    def tell(found: Seen, seconds: float) -> None:
+        face.metrics.count(found, seconds)
+        if log is not None:
+            log.write(found, seconds)
+
+    return App(Observer(guard, tell), face.streams, workspace, log)
+
+
+def _call_in(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
+    loop.call_soon_threadsafe(call)
 
 
 async def _give(answer: ASGIApp, _: Request) -> ASGIApp:
@@ -126,12 +170,14 @@ class _Resource:
         await answer(scope, receive, send)
 
     async def _answer(self, scope: Scope, receive: Receive) -> ASGIApp:
+        seen(scope).route = self._path
         entrance = self._entrances.get("GET" if scope["method"] == "HEAD" else scope["method"])
         if entrance is None:
             return self._refuse(scope["method"])
         try:
             self._access.check(entrance.level, scope["headers"])
         except KawaiError as error:
+            seen(scope).error = error.code
             return refusal(error) if has_body(scope) else error_response(error)
         return await entrance.handler(Request(scope, receive))
 
@@ -149,6 +195,7 @@ class _Face:
     def __init__(self, workspace: Workspace, streams: Streams) -> None:
         self._workspace = workspace
         self.streams = streams
+        self.metrics = Metrics(workspace)
         self._planners = ThreadPoolExecutor(_PLANNERS, "api-plan")
         self._waiters = ThreadPoolExecutor(_WAITERS, "api-wait")
         self._others = ThreadPoolExecutor(_OTHERS, "api")
@@ -160,9 +207,11 @@ class _Face:
         asked = decode(row, request.path_params, request.scope["query_string"], body)
         if row.at_hand is not None and (known := row.at_hand(self._workspace, asked)) is not None:
             return _answer(known)
+        if iscoroutinefunction(row.run):
+            return _answer(await row.run(self._workspace, asked), _status(row))
         if not isinstance(row.result, Stream):
-            status = row.result.status if isinstance(row.result, Payload) else 204
             pool = self._waiters if row.waits else self._others
+            status = _status(row)
             return await self._in_thread(pool, lambda: _answer(row.run(self._workspace, asked), status))
         last_event_id(request.headers)  # refused, if it must be, before anything is begun
         if not getattr(asked, "dry_run", False):
@@ -171,6 +220,23 @@ class _Face:
         if isinstance(result, Feed):
             return self.streams.answer(result, request.headers)
         return _answer(result)
+
+    async def infer(self, request: Request) -> ASGIApp:
+        """Pass a request on to the engine that has its model."""
+        asked = read(await _body(request))
+        ref, orders = parse_model(asked.model), self._workspace.orders
+        order = orders.at_hand(ref)
+        if order is None:
+            order = await self._in_thread(self._others, lambda: orders.make(ref))
+        pool = self._workspace.pool
+        seen(request.scope).model = order.id
+        return Inference(
+            asked, lambda: pool.lease(order, time.monotonic() + PATIENCE, keep_alive=asked.keep_alive)
+        )
+
+    async def tell_metrics(self, _: Request) -> ASGIApp:
+        """Answer with the counts."""
+        return Response(self.metrics.text(), headers={"content-type": CONTENT_TYPE})
 
     async def alive(self, _: Request) -> ASGIApp:
         """Answer that the server lives."""
@@ -183,6 +249,10 @@ class _Face:
     @staticmethod
     async def _in_thread(pool: ThreadPoolExecutor, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(pool, call)
+
+
+def _status(row: Operation[contract.Request]) -> int:
+    return row.result.status if isinstance(row.result, Payload) else 204
 
 
 async def _body(request: Request) -> bytes:

@@ -12,7 +12,15 @@ from starlette.responses import Response
 from starlette.types import ExceptionHandler, Receive, Scope, Send
 
 from kawai_tools.api.access import challenge
-from kawai_tools.errors import BodyTooLarge, ErrorBody, Internal, KawaiError, NotJson, RouteNotFound
+from kawai_tools.api.observing import seen
+from kawai_tools.errors import (
+    BodyTooLarge,
+    ErrorBody,
+    Internal,
+    KawaiError,
+    NotJson,
+    RouteNotFound,
+)
 
 LINGER = 1.0
 """Seconds for which what a client still sends is thrown away before its connection is closed.
@@ -41,7 +49,8 @@ def error_response(error: KawaiError, headers: Mapping[str, str] | None = None) 
     body = msgspec.json.encode(ErrorBody(error.info))
     if isinstance(error, (BodyTooLarge, NotJson)):  # what follows may be endless
         return refusal(error)
-    return Response(body, error.status, {**challenge(error), **(headers or {})}, "application/json")
+    again = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+    return Response(body, error.status, {**challenge(error), **again, **(headers or {})}, "application/json")
 
 
 def refusal(error: KawaiError) -> Response:
@@ -51,7 +60,8 @@ def refusal(error: KawaiError) -> Response:
     return _LastAnswer(body, error.status, headers, "application/json")
 
 
-def _known(_: Request, error: Exception) -> Response:
+def _known(request: Request, error: Exception) -> Response:
+    seen(request.scope).error = cast("KawaiError", error).code
     return error_response(cast("KawaiError", error))
 
 

@@ -7,7 +7,7 @@ cannot hide where it is from: in ``Origin``, or where a browser leaves that out 
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from starlette.responses import Response
@@ -89,15 +89,18 @@ class Guard:
         names: Names,
         *,
         counts_credentials: bool = True,
+        limits: Mapping[str, int] | None = None,
     ) -> None:
         """Guard ``app``, which is called by ``names``.
 
         Pages of other origins that may ask are told so (the Fetch standard's CORS protocol). With
-        ``counts_credentials`` false somebody else refuses two ``Authorization`` headers.
+        ``counts_credentials`` false somebody else refuses two ``Authorization`` headers. ``limits`` are the
+        bytes that bodies for certain paths may have, where that is not ``BODY_LIMIT``.
         """
         self._app = app
         self._names = names
         self._once = _ONCE if counts_credentials else _ONCE - {b"authorization"}
+        self._limits = limits or {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer why not."""
@@ -114,7 +117,8 @@ class Guard:
                 if scope["method"] == "OPTIONS" and b"access-control-request-method" in headers:
                     await Response(status_code=204, headers=_PERMISSION)(scope, receive, send)
                     return
-            body = self._check_body(headers, receive)
+            limit = self._limits.get(scope["path"], BODY_LIMIT)
+            body = _check_body(headers, receive, limit)
         except KawaiError as error:
             await refusal(error)(scope, receive, send)
         else:
@@ -137,37 +141,40 @@ class Guard:
                 _ORIGINS,
             )
 
-    def _check_body(self, headers: dict[bytes, bytes], receive: Receive) -> Receive:
-        length = headers.get(b"content-length", b"0")
-        chunked = b"transfer-encoding" in headers
-        if chunked and b"content-length" in headers:
-            raise InvalidRequest("a body has either Content-Length or Transfer-Encoding")
-        if not length.isdigit() or len(length) > 18:  # noqa: PLR2004 - fits 64 bits
-            raise InvalidRequest(f"Content-Length cannot be {_shown(length)}")
-        if int(length) > BODY_LIMIT:
-            raise self._too_large()
-        is_json = _is_json(headers.get(b"content-type", b""))
-        if not is_json and int(length):
-            raise _not_json()
-        return self._counted(receive, is_json=is_json) if chunked or int(length) else receive
 
-    def _counted(self, receive: Receive, *, is_json: bool) -> Receive:
-        """Raise when what arrives is too much, or not JSON; once, so that the rest can be thrown away."""
-        received, refused = 0, False
+def _check_body(headers: dict[bytes, bytes], receive: Receive, limit: int) -> Receive:
+    length = headers.get(b"content-length", b"0")
+    chunked = b"transfer-encoding" in headers
+    if chunked and b"content-length" in headers:
+        raise InvalidRequest("a body has either Content-Length or Transfer-Encoding")
+    if not length.isdigit() or len(length) > 18:  # noqa: PLR2004 - fits 64 bits
+        raise InvalidRequest(f"Content-Length cannot be {_shown(length)}")
+    if int(length) > limit:
+        raise _too_large(limit)
+    is_json = _is_json(headers.get(b"content-type", b""))
+    if not is_json and int(length):
+        raise _not_json()
+    return _counted(receive, limit, is_json=is_json) if chunked or int(length) else receive
 
-        async def counted() -> Message:
-            nonlocal received, refused
-            message = await receive()
-            received += len(message.get("body", b""))
-            if refused or (received <= BODY_LIMIT and (is_json or not received)):
-                return message
-            refused = True
-            raise self._too_large() if received > BODY_LIMIT else _not_json()
 
-        return counted
+def _counted(receive: Receive, limit: int, *, is_json: bool) -> Receive:
+    """Raise when what arrives is too much, or not JSON; once, so that the rest can be thrown away."""
+    received, refused = 0, False
 
-    def _too_large(self) -> KawaiError:
-        return BodyTooLarge(f"a body may have at most {BODY_LIMIT} bytes")
+    async def counted() -> Message:
+        nonlocal received, refused
+        message = await receive()
+        received += len(message.get("body", b""))
+        if refused or (received <= limit and (is_json or not received)):
+            return message
+        refused = True
+        raise _too_large(limit) if received > limit else _not_json()
+
+    return counted
+
+
+def _too_large(limit: int) -> KawaiError:
+    return BodyTooLarge(f"a body may have at most {limit} bytes")
 
 
 def _check_size(scope: Scope) -> None:

@@ -13,6 +13,9 @@ from kawai_tools import __version__
 from kawai_tools.api.access import Access
 from kawai_tools.api.decoding import BODILESS
 from kawai_tools.api.health import ALIVE, READY, Health
+from kawai_tools.api.inference import ROUTES
+from kawai_tools.api.metrics import CONTENT_TYPE
+from kawai_tools.api.metrics import PATH as METRICS
 from kawai_tools.contract import Level, Nothing, Operation, Payload, Request, Stream
 from kawai_tools.errors import OUTCOMES, ErrorBody
 
@@ -43,9 +46,12 @@ def describe(operations: Iterable[Operation[Request]], access: Access) -> Json:
         answer = _content("application/json", schema_of[repr(Health)])
         health = _described(f"health{path.replace('/', '.')}", "Say whether it works", answer)
         paths[path] = {"get": {**health, "security": []}}
-    answer = _content("application/json", {"type": "object"})
-    described = _described("openapi", "Describe this API", answer)
-    paths[DESCRIPTION] = {"get": {**described, "security": _security(Level.USE, access)}}
+    for path, name, summary, answer in (
+        (DESCRIPTION, "openapi", "Describe this API", _content("application/json", {"type": "object"})),
+        (METRICS, "metrics", "Tell what was counted", _content(CONTENT_TYPE, {"type": "string"})),
+    ):
+        paths[path] = {"get": {**_described(name, summary, answer), "security": _security(Level.USE, access)}}
+    paths |= {path: {"post": _inference(path, access)} for path in ROUTES}
     return {
         "openapi": "3.1.0",
         "info": {"title": "kawai", "version": __version__, "license": {"name": "MIT", "identifier": "MIT"}},
@@ -61,6 +67,23 @@ def describe(operations: Iterable[Operation[Request]], access: Access) -> Json:
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
         },
     }
+
+
+def _inference(path: str, access: Access) -> Json:
+    """A request that an engine answers: kawai reads two of its keys."""
+    keys = {
+        "model": {"type": "string", "minLength": 1},
+        "keep_alive": {"anyOf": [{"type": "number", "minimum": 0}, {"const": -1}, {"type": "null"}]},
+    }
+    body = {"type": "object", "properties": keys, "required": ["model"]}
+    answer = {
+        **_content("application/json", {"type": "object"}),
+        **_content("text/event-stream", {"type": "string"}),
+    }
+    name = f"inference{path.removeprefix('/v1').replace('/', '.')}"
+    described = _described(name, "Ask a model, which is loaded if need be; llama.cpp answers", answer)
+    described["requestBody"] = {"required": True, "content": _content("application/json", body)}
+    return {**described, "security": _security(Level.USE, access)}
 
 
 def _results(row: Operation[Request]) -> list[Any]:

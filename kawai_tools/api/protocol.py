@@ -32,6 +32,30 @@ MOST_CONNECTIONS = 1_000
 _TOO_LARGE = 431
 
 
+DIRECT = "kawai.direct"
+"""The extension of an ASGI scope by which a body that has begun is sent without a coroutine a piece."""
+
+
+class Direct:
+    """Sends more of the body of one answer that has begun."""
+
+    def __init__(self, protocol: "Protocol") -> None:
+        """Of the request that was just read."""
+        self._protocol = protocol
+        self._cycle = protocol.cycle
+
+    def write(self, body: bytes) -> bool:
+        """Send a piece now; whether the client reads fast enough for another."""
+        protocol = self._protocol
+        if not self._cycle.disconnected:
+            protocol.transport.write(protocol.conn.send(event=h11.Data(data=body)))
+        return not protocol.flow.write_paused or self._cycle.disconnected
+
+    async def drain(self) -> None:
+        """Wait until it does."""
+        await self._protocol.flow.drain()
+
+
 class Protocol(H11Protocol):
     """One connection."""
 
@@ -80,7 +104,10 @@ class Protocol(H11Protocol):
 
     def handle_events(self) -> None:
         """Handle what has come, and wait for what has not."""
+        before = self.cycle
         super().handle_events()
+        if self.cycle is not before:  # its application begins when this returns
+            self.scope["extensions"] = {DIRECT: {"response": Direct(self)}}
         if self._refused or self.transport.is_closing():
             return
         state = self.conn.their_state

@@ -5,10 +5,14 @@ import errno
 import resource
 import signal
 import socket
+import time
 from collections.abc import Callable
+from email.utils import formatdate
 from types import FrameType
+from typing import Any
 
 import uvicorn
+from uvicorn.server import ServerState
 
 from kawai_tools.api.app import App
 from kawai_tools.api.guard import HEAD_LIMIT
@@ -17,6 +21,9 @@ from kawai_tools.api.protocol import Protocol
 from kawai_tools.errors import InvalidConfig, PortInUse
 
 DESCRIPTORS = 4096
+STREAMS_GRACE = 30.0
+"""Seconds that answers get to come to their end when the server does."""
+
 GRACE = 3
 """Seconds that requests in flight get when the server ends."""
 
@@ -62,6 +69,24 @@ def _cannot_listen(
     )
 
 
+class _State(ServerState):
+    """uvicorn's state of a server, with a Date that is made when it is asked for: nothing ticks."""
+
+    _second, _headers = 0, list[tuple[bytes, bytes]]()
+
+    @property
+    def default_headers(self) -> list[tuple[bytes, bytes]]:
+        """What every answer has."""
+        second = int(time.time())
+        if second != self._second:
+            self._second, self._headers = second, [(b"date", formatdate(second, usegmt=True).encode())]
+        return self._headers
+
+    @default_headers.setter
+    def default_headers(self, _: object) -> None:
+        pass
+
+
 class Server(uvicorn.Server):
     """uvicorn, ended by a signal or :meth:`stop` without raising the signal again afterwards."""
 
@@ -74,6 +99,9 @@ class Server(uvicorn.Server):
         begins to end, and may block: streams still tell what it brings about.
         """
         super().__init__(_config(app))
+        self.server_state = _State()
+        self._forced = asyncio.Event()
+        self._ending: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
         self._kawai = app
         self._on_ready = on_ready
         self._on_stop = on_stop
@@ -82,25 +110,49 @@ class Server(uvicorn.Server):
     def stop(self) -> None:
         """End soon. From any thread."""
         self.should_exit = True
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._ending is not None:
+            loop, ending = self._ending
+            loop.call_soon_threadsafe(ending.set)
+
+    async def main_loop(self) -> None:
+        """Wait for the end; an idle server computes nothing."""
+        ending = asyncio.Event()
+        self._ending = asyncio.get_running_loop(), ending
+        while not self.should_exit:
+            await ending.wait()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
         """Remember the signal; a second interrupt waits for nobody."""
         self.force_exit = self.should_exit and sig == signal.SIGINT
+        if self.force_exit and self._ending is not None:
+            self._ending[0].call_soon_threadsafe(self._forced.set)
         self.should_exit = True
         self.signal = sig
+        self._wake()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Take connections, and say so."""
         await super().startup(sockets)
+        self._kawai.begin()
         self._on_ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take no more connections, let streams come to their end, then the other requests."""
         for server in self.servers:
             server.close()
-        await asyncio.to_thread(self._on_stop)
+        draining = asyncio.gather(asyncio.to_thread(self._on_stop), self._kawai.drain(STREAMS_GRACE))
+        forced = asyncio.create_task(self._forced.wait())
+        either: set[asyncio.Future[Any]] = {draining, forced}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not draining.done():
+            await self._kawai.drain(0.0)
+        forced.cancel()
         self._kawai.close()
         await super().shutdown(sockets)
+        self._kawai.stop_logging()
 
 
 def serve(

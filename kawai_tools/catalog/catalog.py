@@ -6,7 +6,15 @@ from typing import NamedTuple
 
 import msgspec
 
-from kawai_tools.catalog.entries import ABILITIES, ENDPOINTS, CatalogDetails, CatalogRow, Entry, Problem
+from kawai_tools.catalog.entries import (
+    ABILITIES,
+    ENDPOINTS,
+    CatalogConfig,
+    CatalogDetails,
+    CatalogRow,
+    Entry,
+    Problem,
+)
 from kawai_tools.catalog.lists import SETTLED, Lists, Loaded
 from kawai_tools.errors import EntryNotFound, InvalidRequest
 from kawai_tools.files import free_space
@@ -114,6 +122,11 @@ class Catalog:
         near = nearest(words, self.ids(), most=3)
         hint = f"did you mean {' or '.join(near)}" if near else "kawai catalog list shows what there is"
         raise EntryNotFound(f"there is no catalog entry {words[:200]!r}", hint)
+
+    def config_of(self, sources: Iterable[str]) -> CatalogConfig | None:
+        """How the entry with one of these sources is best run."""
+        wanted = set(sources)
+        return next((each.row.config for each in self._lists.load().entries if each.source in wanted), None)
 
     def details(self, entry: Entry, memory: int | None) -> CatalogDetails:
         """An entry, and whether there is room for it; ``memory`` is what the machine has."""

@@ -18,7 +18,7 @@ from kawai_tools import __version__
 from kawai_tools.catalog.entries import Entry, Problem
 from kawai_tools.catalog.kept import Keeper
 from kawai_tools.errors import UNDECODABLE, HomeNotWritable, NoSpace
-from kawai_tools.files import make_directory, read_if_there, write_atomically
+from kawai_tools.files import Stamp, make_directory, read_if_there, stamp, write_atomically
 
 OWN = "kawai"
 SHIPPED = Path(__file__).parents[1] / "catalog.yaml"
@@ -55,7 +55,7 @@ class Lists:
     def files(self) -> "tuple[_File, ...]":
         """The files that lists are in; another value as soon as one of them is another."""
         paths = (str(SHIPPED), *_in_folder(str(self.folder)), *self._kept)
-        return tuple([_File(path, _stamp(path)) for path in paths])
+        return tuple([_File(path, stamp(path)) for path in paths])
 
     def load(self, files: "tuple[_File, ...] | None" = None) -> "Loaded":
         """All entries; ``files`` are those that were looked at just now."""
@@ -120,15 +120,7 @@ class _File(NamedTuple):
     """A file and what changes when it does (inode, size, times; ``None``: it is not there)."""
 
     path: str
-    stamp: tuple[int, int, int, int] | None
-
-
-def _stamp(path: str) -> tuple[int, int, int, int] | None:
-    try:
-        found = os.stat(path)  # noqa: PTH116 - asked with every request
-    except OSError:
-        return None
-    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    stamp: Stamp | None
 
 
 def _in_folder(folder: str) -> list[str]:

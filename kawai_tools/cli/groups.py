@@ -24,6 +24,7 @@ LAZY = {
     "libs": "Install, try, switch and roll back llama.cpp builds.",
     "pulls": "Watch or cancel the pulls of a running kawai serve.",
     "tokens": "Make and revoke the tokens of a server that asks for them.",
+    "run": "Ask a model, fetching it and an engine if need be.",
     "serve": "Serve the HTTP API on this machine.",
     "doctor": "Say what works, what does not, and what to do.",
     "config": "Show the settings and where they come from.",

@@ -123,6 +123,38 @@ def ps(context: typer.Context) -> None:
 
 
 @app.command(cls=KawaiCommand)
+def load(context: typer.Context, model: Model) -> None:
+    """Load a model into kawai serve, so that the first question to it needs not wait."""
+    from kawai_tools.operations.models import MODELS_LOAD, LoadRequest  # noqa: PLC0415
+
+    this = invocation(context)
+    this.output.waiting(f"loading {model} ...")
+    loaded = cast("LoadedModel", run(this, MODELS_LOAD, LoadRequest(model)))
+    this.output.payload(loaded, lambda found: showing.loaded(this.output, [found]))
+
+
+@app.command(cls=KawaiCommand)
+def unload(
+    context: typer.Context,
+    model: Model,
+    force: Annotated[
+        bool, typer.Option("--force", help="Wait ten seconds at most for answers under way.")
+    ] = False,
+) -> None:
+    """Unload a model from kawai serve, once nobody uses it."""
+    from kawai_tools.operations.models import MODELS_UNLOAD, RemoveRequest  # noqa: PLC0415
+
+    this = invocation(context)
+    this.output.waiting(f"unloading {model}, once what it answers has ended ...")
+    try:
+        run(this, MODELS_UNLOAD, RemoveRequest(model, force))
+    except KeyboardInterrupt:
+        this.output.note("kawai serve goes on unloading it; --force waits for answers ten seconds at most")
+        raise
+    this.output.note(f"unloaded {model}")
+
+
+@app.command(cls=KawaiCommand)
 def index(context: typer.Context) -> None:
     """Rebuild the index from what is on disk. Finds models that were put there by hand."""
     from kawai_tools.contract import NoRequest  # noqa: PLC0415

@@ -46,10 +46,20 @@ class Output:
         """A result as one line of JSON, sent at once."""
         _write(sys.stdout, msgspec.json.encode(value) + b"\n")
 
+    def stream(self, words: str) -> None:
+        """A piece of a result, as it comes; what a model says must not command a terminal."""
+        shown = text.harmless(words) if is_terminal(sys.stdout) else words
+        _write(sys.stdout, shown.encode(errors="backslashreplace"))
+
     def result(self, words: str) -> None:
         """A result for people; with ``--json`` the payload has said it."""
         if not self.json:
             _write(sys.stdout, f"{text.safe(words)}\n".encode(errors="backslashreplace"))
+
+    def waiting(self, words: str) -> None:
+        """What is waited for, where somebody watches."""
+        if is_terminal(sys.stderr):
+            self.note(words)
 
     def note(self, words: str) -> None:
         """A word beside the result, for people."""

@@ -16,7 +16,7 @@ import typer
 from kawai_tools import __version__
 from kawai_tools.cli.groups import LAZY, KawaiCommand
 from kawai_tools.cli.invocation import Invocation, invocation
-from kawai_tools.errors import AlreadyServing, InvalidRequest, UsageError
+from kawai_tools.errors import AlreadyServing, InvalidRequest, KawaiError, UsageError
 from kawai_tools.files import make_directory, write_atomically
 from kawai_tools.remote import Daemon, find_daemon, serve_file, serve_lock
 
@@ -34,7 +34,7 @@ _LOCK_PATIENCE = 1.0
 
 
 @app.command(cls=KawaiCommand, help=LAZY["serve"])
-def serve(
+def serve(  # noqa: PLR0913, PLR0917 - one parameter for each thing that can be typed
     context: typer.Context,
     host: Annotated[
         str | None,
@@ -54,6 +54,10 @@ def serve(
         list[str] | None,
         typer.Option(metavar="NAME", help="A name by which clients know this server; may be repeated."),
     ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="auto, llama-server, xllamacpp or llama-cpp-python."),
+    ] = None,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Listen beyond this machine without asking for tokens.")
     ] = False,
@@ -62,6 +66,7 @@ def serve(
     this = invocation(context)
     this.flag("host", host)
     this.flag("port", port)
+    this.flag("engine", engine)
     if allow_host and not all(name.strip() for name in allow_host):
         raise UsageError("--allow-host must be a name by which clients ask for this server, not ''")
     this.flag("allow_hosts", ",".join(allow_host) if allow_host else None, "--allow-host")
@@ -124,6 +129,8 @@ def _serve(this: Invocation) -> None:
     from kawai_tools.api.access import Access  # noqa: PLC0415
     from kawai_tools.api.app import build_app  # noqa: PLC0415 - the command line starts without a server
     from kawai_tools.api.guard import known_by  # noqa: PLC0415
+    from kawai_tools.api.observing import NAME as REQUESTS  # noqa: PLC0415
+    from kawai_tools.api.observing import RequestLog  # noqa: PLC0415
     from kawai_tools.api.server import listen  # noqa: PLC0415
     from kawai_tools.api.server import serve as serve_on  # noqa: PLC0415
     from kawai_tools.cli import logs  # noqa: PLC0415
@@ -146,10 +153,24 @@ def _serve(this: Invocation) -> None:
         with _announced(this, daemon, _url(settings.host, port), news) as announce:
             names = known_by(port, settings.host, settings.allow_hosts, settings.allow_origins)
             access = Access(workspace.tokens, key=daemon.key, on=asks, strict=settings.strict)
-            app = build_app(workspace, names, access=access)
+            log = RequestLog(settings.state_dir / REQUESTS, verbose=this.output.verbose)
+            app = build_app(workspace, names, access=access, log=log)
             serve_on(app, listener, on_ready=announce, on_stop=lambda: workspace.pulls.close(PATIENCE))
     finally:
         workspace.close()
+
+
+def _tell_engine(this: Invocation, url: str) -> None:
+    """Say what runs models here, or that nothing does."""
+    from kawai_tools.runners.engines import choose, engines  # noqa: PLC0415
+
+    try:
+        chosen = choose(engines(this.workspace.bundles), this.settings.engine)
+    except KawaiError as error:
+        this.output.warn(f"warning: no model can be run: {error.message}")
+        this.output.warn(f"hint: {error.hint}")
+    else:
+        this.output.note(f"OpenAI clients ask {url}/v1; models are run by {chosen.engine.name}")
 
 
 def _first_admin(settings: "Settings", tokens: "Tokens") -> str | None:
@@ -189,6 +210,7 @@ def _announced(this: Invocation, daemon: Daemon, url: str, news: str | None) -> 
             this.output.warn(news)
         if settings.insecure and not (settings.auth or settings.strict):
             this.output.say("warning: --insecure: nobody is asked for a token, on whatever address")
+        _tell_engine(this, daemon.url)
 
     path.unlink(missing_ok=True)
     try:

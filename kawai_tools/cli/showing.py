@@ -1,5 +1,6 @@
 """What people are shown of models and pulls."""
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from kawai_tools.cli import text
@@ -140,25 +141,33 @@ def loaded(output: Output, found: list[LoadedModel]) -> str:
     columns = (
         Column("ID", shrinks=True),
         Column("SIZE", right=True),
-        Column("STATE"),
+        Column("MEMORY", right=True),
         Column("ENGINE"),
-        Column("CONTEXT", right=True),
         Column("STREAMS", right=True),
-        Column("LOADED"),
+        Column("EXPIRES"),
     )
     rows = [
         (
             model.id,
             text.size(model.size),
-            model.state,
+            text.size(model.memory),
             model.engine,
-            str(model.context_length),
             str(model.active_streams),
-            output.ago(model.loaded_at),
+            _expires(model),
         )
         for model in found
     ]
     return output.table(columns, rows) if rows else ""
+
+
+def _expires(model: LoadedModel) -> str:
+    """When a model leaves; of one that is not ready what it is."""
+    if model.state != "ready":
+        return model.state
+    if model.expires_at is None:
+        return "never"
+    left = round((model.expires_at - datetime.now(UTC)).total_seconds())
+    return f"in {text.duration(left)}" if left > 0 else "when idle"
 
 
 def pulls(output: Output, found: "list[PullRow]") -> str:

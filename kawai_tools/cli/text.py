@@ -3,6 +3,7 @@
 Pure functions of their arguments. Tables are plain strings: one of 10,000 rows must cost next to nothing.
 """
 
+import unicodedata
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -45,6 +46,20 @@ def safe(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else _escaped(char) for char in text)
+
+
+def harmless(text: str) -> str:
+    """The text as it is, but for what could command a terminal or turn its lines round: words of a model."""
+    return "".join(_escaped(char) if _commands(char) else char for char in text)
+
+
+def _commands(char: str) -> bool:
+    category = unicodedata.category(char)
+    return (category == "Cc" and char not in "\n\t") or char in _TURNING
+
+
+_TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""What sets the direction of what follows (Unicode's annex 9); joiners are part of words and of emoji."""
 
 
 def _escaped(char: str) -> str:

@@ -58,7 +58,8 @@ An error knows its stable ``code``, its ``message`` (what happened to what), an 
     │   ├── BadRedirect
     │   ├── BadCertificate
     │   ├── BadResponse
-    │   └── EntryGone
+    │   ├── EntryGone
+    │   └── EngineFailed
     ├── Integrity           bytes that are not what they should be
     │   ├── DigestMismatch
     │   ├── MalformedGguf
@@ -74,9 +75,14 @@ An error knows its stable ``code``, its ``message`` (what happened to what), an 
     ├── NoSpace             the disk would not hold it
     ├── Unavailable         not now
     │   ├── Offline
+    │   ├── Passing
+    │   │   ├── ServerClosing
+    │   │   ├── TooMany
+    │   │   ├── Busy
+    │   │   └── Loading
     │   ├── NoServer
-    │   ├── ServerClosing
-    │   ├── TooMany
+    │   ├── NoRoom
+    │   ├── NoEngine
     │   ├── ExposedSecret
     │   ├── HomeNotWritable
     │   ├── StoreMissing

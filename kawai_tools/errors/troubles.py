@@ -41,6 +41,16 @@ class EntryGone(Upstream):
     """A file of a catalog entry that the hub no longer has."""
 
 
+class EngineFailed(Upstream, code="engine_error"):
+    """An engine that did not load its model, failed, or died."""
+
+    retry_safe: bool = True
+    """Whether nothing of what was asked had begun."""
+
+    died: bool = False
+    """Whether it went away instead of saying what failed."""
+
+
 class Integrity(KawaiError):
     """Bytes that are not what they should be."""
 
@@ -110,16 +120,41 @@ class Offline(Unavailable):
     """The network is needed and --offline forbids it."""
 
 
+class Passing(Unavailable):
+    """What is over in a moment; nothing of what was asked has begun, so that asking again is safe."""
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        """It may go better in a second."""
+        super().__init__(message, hint)
+        self.retry_after = 1
+
+
 class NoServer(Unavailable):
     """No kawai server runs on this home."""
 
 
-class ServerClosing(Unavailable):
+class ServerClosing(Passing):
     """The server is shutting down."""
 
 
-class TooMany(Unavailable):
+class TooMany(Passing):
     """More connections or followers than the server serves at a time."""
+
+
+class Busy(Passing):
+    """As many requests are waiting for a model as may."""
+
+
+class Loading(Passing):
+    """A model that was not ready in time, though it is on its way."""
+
+
+class NoRoom(Unavailable):
+    """A model that does not fit into memory; asking again is safe, and helps once something has changed."""
+
+
+class NoEngine(Unavailable):
+    """Nothing is installed that could run a model."""
 
 
 class ExposedSecret(Unavailable):

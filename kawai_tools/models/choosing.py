@@ -1,6 +1,7 @@
 """What a source names: which files of a repository, where they go, and by which words they are remembered."""
 
 import re
+from typing import TYPE_CHECKING
 
 from kawai_tools.errors import AmbiguousFile, FileNotOnHub, QuantizationNotFound
 from kawai_tools.refs import (
@@ -15,7 +16,9 @@ from kawai_tools.refs import (
     safe_path,
     shard_of,
 )
-from kawai_tools.transfer.hub import Listed
+
+if TYPE_CHECKING:
+    from kawai_tools.transfer.hub import Listed
 
 DEFAULT_QUANTIZATION = "Q4_K_M"
 
@@ -48,12 +51,12 @@ def place_of(file: File) -> str:
     return f"{file.host}/{shard_of(file.file_name).stem}/{file.file_name}"
 
 
-def gguf_files(listed: list[Listed]) -> list[str]:
+def gguf_files(listed: "list[Listed]") -> list[str]:
     """The paths of a listing that may be fetched."""
     return [each.path for each in listed if is_gguf_name(each.path) and safe_path(each.path)]
 
 
-def choose(repo: HubRepo, listed: list[Listed]) -> tuple[list[File], File | None]:
+def choose(repo: HubRepo, listed: "list[Listed]") -> tuple[list[File], File | None]:
     """The weights that are meant of a repository, in order, and the projection that belongs to them.
 
     Raises ``FileNotOnHub``, ``QuantizationNotFound`` or ``AmbiguousFile``.

@@ -13,7 +13,7 @@ from typing import TypeVar
 import msgspec
 
 from kawai_tools.errors import UNDECODABLE, IndexUnavailable, KawaiError
-from kawai_tools.files import full_disk, make_directory, storage_errors
+from kawai_tools.files import Stamp, full_disk, make_directory, stamp, storage_errors
 from kawai_tools.models.layout import lock_path
 from kawai_tools.models.model import ModelRow
 from kawai_tools.models.records import Entry
@@ -119,16 +119,12 @@ class Index:
 
         return self._use(read)
 
-    def revision(self) -> tuple[int, int, int, int] | None:
+    def revision(self) -> Stamp | None:
         """What is another after every change, by a clock that ticks; ``None`` where there is no index.
 
         Never opens the file: closing it would drop SQLite's locks (sqlite.org/howtocorrupt.html, 2.2).
         """
-        try:
-            found = self.path.stat()
-        except OSError:
-            return None
-        return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+        return stamp(self.path)
 
     def by_repository(self, owner: str, repo: str) -> list[Entry]:
         """The models in one repository's folder."""

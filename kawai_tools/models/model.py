@@ -122,6 +122,6 @@ class LoadedModel(msgspec.Struct, frozen=True, kw_only=True):
     active_streams: int
     state: str
     engine: str
-    loaded_at: datetime
-    context_length: int
+    loaded_at: datetime | None
+    context_length: int | None
     memory: int | None

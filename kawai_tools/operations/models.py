@@ -1,6 +1,9 @@
 """The rows of models."""
 
+import time
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from kawai_tools.contract import Level, NoRequest, Nothing, Operation, Payload, Request, Stream, Where
 from kawai_tools.errors import InUse, InvalidSource, LocalPath
@@ -13,6 +16,9 @@ from kawai_tools.workspace import Workspace
 if TYPE_CHECKING:
     from kawai_tools.transfer.pulls import Feed
 
+LOAD_PATIENCE = 600.0
+"""Seconds that a load may take, waiting for room included."""
+
 FORCE_PATIENCE = 10.0
 """Seconds that what uses a model gets to end before it is removed by force."""
 
@@ -21,6 +27,13 @@ class ModelRequest(Request, frozen=True):
     """A row about one installed model."""
 
     model: str
+
+
+class LoadRequest(Request, frozen=True):
+    """``force`` loads it anew where it is loaded, so that a build that was switched to counts."""
+
+    model: str
+    force: bool = False
 
 
 class RemoveRequest(Request, frozen=True):
@@ -52,11 +65,35 @@ def _list(workspace: Workspace, _: NoRequest) -> ModelList:
 
 
 def _show(workspace: Workspace, request: ModelRequest) -> ModelDetails:
-    return workspace.models.show(parse_model(request.model))
+    details = workspace.models.show(parse_model(request.model))
+    settings = workspace.tuning.shown(details.id, details.context_length)
+    return msgspec.structs.replace(details, config=settings)
 
 
-def _ps(_: Workspace, __: NoRequest) -> list[LoadedModel]:
-    return []
+async def _ps(workspace: Workspace, _: NoRequest) -> list[LoadedModel]:
+    from kawai_tools.runners.telling import loaded_rows  # noqa: PLC0415
+
+    return await loaded_rows(workspace.models, workspace.pool.snapshot().models)
+
+
+async def _load(workspace: Workspace, request: LoadRequest) -> LoadedModel:
+    import asyncio  # noqa: PLC0415 - only a server loads
+
+    from kawai_tools.runners.telling import loaded_rows  # noqa: PLC0415
+
+    order = await asyncio.to_thread(workspace.orders.make, parse_model(request.model))
+    if request.force:
+        await workspace.pool.unload(order.id, force=True)
+    state = await workspace.pool.load(order, time.monotonic() + LOAD_PATIENCE)
+    (row,) = await loaded_rows(workspace.models, (state,))
+    return row
+
+
+async def _unload(workspace: Workspace, request: RemoveRequest) -> None:
+    import asyncio  # noqa: PLC0415
+
+    entry = await asyncio.to_thread(workspace.models.find, parse_model(request.model))
+    await workspace.pool.unload(entry.record.id, force=request.force)
 
 
 def _index(workspace: Workspace, _: NoRequest) -> None:
@@ -86,7 +123,11 @@ def _remove(workspace: Workspace, request: RemoveRequest) -> None:
         if not request.force:
             raise
         workspace.pulls.cancel("model", error.target, FORCE_PATIENCE)
-        workspace.models.remove(ref)
+        reopen = workspace.close_model(error.target)
+        try:
+            workspace.models.remove(ref)
+        finally:
+            reopen()
 
 
 def _verify(workspace: Workspace, request: VerifyRequest) -> "Feed":
@@ -125,6 +166,30 @@ MODELS_PS = Operation(
     run=_ps,
     where=Where.SERVER,
     summary="List the models that are loaded",
+)
+MODELS_LOAD = Operation(
+    name="models.load",
+    method="POST",
+    path="/v1/models/load",
+    request=LoadRequest,
+    result=Payload(LoadedModel),
+    level=Level.ADMIN,
+    run=_load,
+    where=Where.SERVER,
+    patience=LOAD_PATIENCE + 60,
+    summary="Load a model, if it is not loaded",
+)
+MODELS_UNLOAD = Operation(
+    name="models.unload",
+    method="POST",
+    path="/v1/models/unload",
+    request=RemoveRequest,
+    result=Nothing(),
+    level=Level.ADMIN,
+    run=_unload,
+    where=Where.SERVER,
+    patience=None,
+    summary="Unload a model once nobody uses it",
 )
 MODELS_INDEX = Operation(
     name="models.index",

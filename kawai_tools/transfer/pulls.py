@@ -9,14 +9,15 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from kawai_tools.errors import ErrorInfo, Internal, KawaiError, PullNotFound, ServerClosing
-from kawai_tools.events import Event, Progress, PullEvent, Status
+from kawai_tools.events import FINAL, Event, Progress, PullEvent, Status
 from kawai_tools.files import Lock
 from kawai_tools.transfer.wire import Cancelled
 
@@ -142,6 +143,8 @@ class Pull(Feed):
         self.started_at = datetime.now(UTC)
         self.ended: float | None = None
         self.last = Progress(status=Status.RESOLVING)
+        self.fetched = 0
+        self._had: int | None = None
         self._told = 0.0
         self._thread = threading.Thread(target=self._run, name=f"pull-{self.id}", daemon=True)
 
@@ -162,6 +165,9 @@ class Pull(Feed):
     def tell(self, progress: Progress) -> None:
         """Publish where the work stands: changes at once, mere progress at most four times a second."""
         before, now = self.last, time.monotonic()
+        if progress.status is Status.DOWNLOADING:
+            self._had = progress.completed if self._had is None else self._had
+            self.fetched = max(self.fetched, progress.completed - self._had)
         change = progress.status != before.status or progress.file != before.file or not self._told
         if not change and now - self._told < PROGRESS_INTERVAL:
             return
@@ -211,10 +217,20 @@ def _final(last: Progress, status: Status, error: ErrorInfo | None) -> Progress:
     )
 
 
+class Totals(NamedTuple):
+    """What all Pulls of a process came to: how many ended by kind and status, bytes by kind, how many run."""
+
+    ended: Mapping[tuple[str, str], int]
+    fetched: Mapping[str, int]
+    running: int
+
+
 @dataclass
 class Pulls:
     """The Pulls of this process: those that run, and those that ended within the hour."""
 
+    _past_ended: Counter[tuple[str, str]] = field(default_factory=Counter)
+    _past_fetched: Counter[str] = field(default_factory=Counter)
     _all: dict[str, Pull] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _closing: bool = False
@@ -249,6 +265,18 @@ class Pulls:
             self._forget()
             return sorted(self._all.values(), key=lambda each: each.started_at, reverse=True)
 
+    def totals(self) -> Totals:
+        """What has been done so far, by those that are forgotten too."""
+        with self._lock:
+            ended, fetched, running = Counter(self._past_ended), Counter(self._past_fetched), 0
+            for pull in self._all.values():
+                fetched[pull.job.kind] += pull.fetched
+                if (status := pull.last.status) in FINAL:
+                    ended[pull.job.kind, status] += 1
+                else:
+                    running += 1
+            return Totals(ended, fetched, running)
+
     def close(self, patience: float) -> None:
         """Cancel what runs, leaving resumable partials, and wait for it up to ``patience`` seconds."""
         with self._lock:
@@ -266,9 +294,10 @@ class Pulls:
 
     def _forget(self) -> None:
         now = time.monotonic()
-        old = [pull.id for pull in self._all.values() if pull.ended and now - pull.ended > KEPT_FOR]
-        for each in old:
-            del self._all[each]
+        for pull in [pull for pull in self._all.values() if pull.ended and now - pull.ended > KEPT_FOR]:
+            del self._all[pull.id]
+            self._past_ended[pull.job.kind, pull.last.status] += 1
+            self._past_fetched[pull.job.kind] += pull.fetched
 
 
 def _cancel(pulls: Iterable[Pull], patience: float) -> None:

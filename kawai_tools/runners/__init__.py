@@ -1,0 +1,1 @@
+"""Runners: live llama.cpp servers, one child process a model."""
