@@ -96,12 +96,16 @@ class Page(NamedTuple):
 
     def state(self) -> dict[str, tuple[int, int]]:
         """All files of the home with size and time, but for the log."""
-        files = [each for each in self.daemon.home.rglob("*") if each.is_file()]
-        return {
-            str(each.relative_to(self.daemon.home)): (each.stat().st_size, each.stat().st_mtime_ns)
-            for each in files
-            if each.parent.name != "logs"
-        }
+        for _ in range(100):  # a pull that is under way makes files and removes them
+            with contextlib.suppress(FileNotFoundError):
+                return dict(self._files())
+        raise AssertionError("the home never holds still")
+
+    def _files(self) -> Iterator[tuple[str, tuple[int, int]]]:
+        for each in self.daemon.home.rglob("*"):
+            if each.parent.name != "logs" and each.is_file():
+                found = each.stat()
+                yield str(each.relative_to(self.daemon.home)), (found.st_size, found.st_mtime_ns)
 
 
 def changes_of(token_id: str, pull: str) -> dict[str, tuple[str, str, object]]:
