@@ -13,15 +13,23 @@ from urllib.parse import quote, urlencode, urlsplit
 import msgspec
 
 from kawai_tools.contract import Nothing, Operation, Request, Stream
-from kawai_tools.errors import UNDECODABLE, ErrorBody, KawaiError, NoServer, RemoteFault, from_info
+from kawai_tools.errors import (
+    UNDECODABLE,
+    ErrorBody,
+    KawaiError,
+    NoServer,
+    RemoteFault,
+    UpstreamTimeout,
+    from_info,
+)
 from kawai_tools.events import FINAL, Event
 from kawai_tools.files import Lock, is_running, read_if_there
 
 if TYPE_CHECKING:
     from http.client import HTTPConnection, HTTPResponse
 
-LOAD_PATIENCE = 600.0
-"""Seconds until a model that has to be loaded says its first word."""
+LOAD_PATIENCE = 3600.0
+"""Seconds without a word of a model: it may have to be loaded, and to read a long prompt."""
 
 R = TypeVar("R", bound=Request)
 
@@ -141,7 +149,9 @@ def _reported(status: int, data: bytes) -> KawaiError:
         return RemoteFault(f"the kawai server answered {status} without saying why")
 
 
-def _gone(url: str, error: Exception) -> NoServer:
+def _gone(url: str, error: Exception) -> KawaiError:
+    if isinstance(error, TimeoutError):
+        return UpstreamTimeout(f"the kawai server at {url} has been silent for too long", "look into its log")
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return NoServer(f"the kawai server at {url} cannot be reached: {reason}", "start one with kawai serve")
 

@@ -14,9 +14,11 @@ from typing import Any, NamedTuple, cast
 from kawai_tools.config_file import Value, read_config
 from kawai_tools.errors import InvalidConfig
 from kawai_tools.values import (
+    ENGINES,
     SAMPLING,
     between,
     parse_bool,
+    parse_engine,
     parse_host,
     parse_hosts,
     parse_names,
@@ -115,10 +117,7 @@ class Settings:
         kinds=(list, str),
     )
     engine: str = _key(
-        "KAWAI_ENGINE",
-        "what runs models: auto, llama-server, xllamacpp, llama-cpp-python",
-        parse_text,
-        default="auto",
+        "KAWAI_ENGINE", f"what runs models: {', '.join(ENGINES)}", parse_engine, default="auto"
     )
     max_models: int = _key(
         "KAWAI_MAX_MODELS", "models that are loaded at a time", between(1, 1000), default=3, kinds=(int, str)

@@ -147,6 +147,17 @@ def between(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
+ENGINES = ("auto", "llama-server", "xllamacpp", "llama-cpp-python")
+
+
+def parse_engine(text: str) -> str:
+    """The name of what runs models."""
+    name = text.strip().lower()
+    if name not in ENGINES:
+        raise ValueError(f"one of {', '.join(ENGINES)}")
+    return name
+
+
 def parse_seconds(text: str) -> int:
     """A number of seconds, or -1 for no end."""
     if not re.fullmatch(r"-1|\d{1,9}", text.strip()):

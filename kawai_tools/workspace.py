@@ -345,6 +345,7 @@ class Workspace:
         """Make every noun now, before threads could each make their own."""
         _ = self.pulls, self.models, self.planner, self.puller, self.libs_planner, self.libs_puller
         _ = self.catalog, self.subscriptions, self.tokens, self.listed_planner, self.listed_puller
+        _ = self.orders, self.tuning
 
     def close(self) -> None:
         """Let go of idle connections, and write down what is still to be."""

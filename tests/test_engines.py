@@ -6,7 +6,9 @@ import re
 import shutil
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 
 import openai
@@ -86,7 +88,7 @@ def home(
         cli = stocked(root, hub, real_model)
         _prepare(request.param, cli, hub)
         config = cli.home / "kawai" / "config.toml"
-        config.write_text(f'[models."{MODEL}"]\ncontext_length = 2048\nparallel = 2\n')
+        config.write_text(f'[models."{MODEL}"]\ncontext_length = 2048\nparallel = 2\ntemperature = 0.0\n')
         (cli.home / "kawai" / "models" / f"{VECTORS}.gguf").write_bytes(vectors_model())
         assert cli("models", "index").code == 0
         with serving(cli, "--engine", request.param) as daemon:
@@ -169,6 +171,31 @@ def _ticks(pid: int) -> int:
     """Hundredths of seconds that a process has computed."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
     return int(fields[11]) + int(fields[12])
+
+
+def test_two_streams_at_once_both_come_to_their_end(home: Home) -> None:
+    asked = chat("Go on", stream=True, max_tokens=24, logit_bias={}) | {"temperature": 0}
+    with ThreadPoolExecutor(2) as both:
+        replies = list(both.map(lambda _: home.post(body=asked), range(2)))
+    assert [reply.status for reply in replies] == [200, 200]
+    first, second = (
+        [json.loads(line[6:]) for line in reply.body.decode().splitlines() if line.startswith("data: {")]
+        for reply in replies
+    )
+    said = [
+        "".join(each["choices"][0]["delta"].get("content") or "" for each in frames if each["choices"])
+        for frames in (first, second)
+    ]
+    assert said[0] == said[1]
+    assert {frames[-1]["choices"][0]["finish_reason"] for frames in (first, second)} <= {"length", "stop"}
+
+
+def test_a_text_goes_on_for_more_than_sixteen_tokens(home: Home) -> None:
+    body: Json = {"model": MODEL, "prompt": "Once upon a time", "stream": True}
+    with flow(home.daemon, body, "/v1/completions") as opened:
+        said = [each["choices"][0] for each in islice(opened.frames(), 20)]
+    assert sum(bool(each["text"]) for each in said) > 16
+    assert not any(each.get("finish_reason") for each in said)
 
 
 def test_a_death_in_a_stream_is_told_and_the_next_request_is_answered(home: Home) -> None:

@@ -6,7 +6,7 @@ from random import Random
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from kawai_tools.runners.eviction import Room, Seat, Verdict, expired, make_room
+from kawai_tools.runners.eviction import Room, Seat, Verdict, expired, giving_way, make_room
 
 MOMENTS = st.floats(0, 100, allow_nan=False)
 
@@ -20,11 +20,13 @@ def _seats(draw: st.DrawFn) -> list[Seat]:
             each,
             draw(st.integers(0, 50)),
             draw(st.sampled_from((0, 0, 0, 1, 3))),
-            draw(st.sampled_from((False, False, False, True))),
+            moving,
             draw(MOMENTS),
             draw(st.none() | MOMENTS),
+            draw(st.booleans()) if moving else False,
         )
         for each in ids
+        for moving in [draw(st.sampled_from((False, False, False, True)))]
     ]
 
 
@@ -93,7 +95,7 @@ def test_later_and_never_tell_whether_waiting_helps(
     seats: list[Seat], need: int, budget: int, most: int
 ) -> None:
     verdict = make_room(seats, need, budget, most)
-    pinned = [seat for seat in seats if seat.expires_at is None]
+    pinned = [seat for seat in seats if seat.expires_at is None and not seat.leaving]
     assert (verdict.room is Room.NEVER) == (not _fits(pinned, need, budget, most))
     if verdict.room is Room.LATER:
         assert not _fits([seat for seat in seats if not seat.may_leave], need, budget, most)
@@ -160,3 +162,22 @@ def test_busy_models_are_waited_for_and_pinned_ones_are_not() -> None:
 def test_idle_models_stay_where_their_leaving_would_not_do() -> None:
     seats = [_seat("idle", 10), _seat("busy", 10, leases=1)]
     assert make_room(seats, 15, 20, 9) == Verdict(Room.LATER)
+
+
+@given(_seats(), NEEDS, BUDGETS, COUNTS)
+def test_those_that_make_way_leave_room_and_are_no_more_than_must(
+    seats: list[Seat], need: int, budget: int, most: int
+) -> None:
+    chosen = giving_way(seats, need, budget, most)
+    known = {seat.id: seat for seat in seats}
+    assert all(known[each].expires_at is not None and not known[each].moving for each in chosen)
+    if chosen:
+        assert _fits(_without(seats, *chosen), need, budget, most)
+        for each in chosen:
+            assert not _fits(_without(seats, *(name for name in chosen if name != each)), need, budget, most)
+
+
+def test_the_least_busy_makes_way() -> None:
+    seats = [_seat("a", leases=3), _seat("b", leases=1), _seat("c", leases=2)]
+    assert giving_way(seats, 10, 100, 3) == ("b",)
+    assert giving_way(seats, 20, 30, 3) == ("b", "c")

@@ -281,6 +281,21 @@ def test_the_guards_of_every_route_hold_here(home: Home) -> None:
 
 LINK = "http://127.0.0.1:9/x.png"
 LINKS: dict[str, tuple[str, Json]] = {
+    "sound": (
+        "/v1/chat/completions",
+        {"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": LINK}}]}]},
+    ),
+    "film": (
+        "/v1/chat/completions",
+        {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [{"type": "input_video", "input_video": {"url": "file:///etc/passwd"}}],
+                }
+            ]
+        },
+    ),
     "chat": (
         "/v1/chat/completions",
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": LINK}}]}]},

@@ -41,8 +41,8 @@ from kawai_tools.runners.asking import ask
 from kawai_tools.runners.engines import Engine, Launch, LlamaServer, Wanted, choose, engines
 from kawai_tools.runners.failures import BACK_OFF
 from kawai_tools.runners.orders import Need, Orders
-from kawai_tools.runners.pool import Pool
-from kawai_tools.runners.process import Runner, Spawner, State, Target
+from kawai_tools.runners.pool import PATIENCE, Pool
+from kawai_tools.runners.process import START_PATIENCE, Runner, Spawner, State, Target
 from kawai_tools.runners.seats import Held, Order, Snapshot
 from kawai_tools.runners.tuning import Run, Tuning
 from kawai_tools.settings import resolve
@@ -106,6 +106,7 @@ class Script:
     """An engine whose server is a few lines of Python; ``args[1]`` is its socket."""
 
     name = "script"
+    most_parallel: int | None = None
 
     def __init__(self, text: str = SERVER, hold: Path | None = None) -> None:
         self.text, self.hold = text, hold
@@ -153,8 +154,9 @@ class Bench:
         most: int = 3,
         queue: int = 512,
         clock: Callable[[], float] = time.monotonic,
+        live: Callable[[int], int] | None = None,
     ) -> AsyncIterator[Pool]:
-        made = Pool(budget=lambda _: budget, most=most, queue=queue, clock=clock)
+        made = Pool(budget=live or (lambda _: budget), most=most, queue=queue, clock=clock)
         try:
             yield made
         finally:
@@ -418,6 +420,29 @@ async def test_memory_is_kept_to(bench: Bench) -> None:
         shot = pool.snapshot()
         assert ids(shot) == {"b", "c"}
         assert (shot.memory_used, shot.memory_budget) == (200 << 20, 250 << 20)
+
+
+@in_loop
+async def test_two_loads_never_count_on_the_same_room(bench: Bench) -> None:
+    free = 300 << 20
+    async with bench.pool(live=lambda kept: free + kept) as pool:
+        first = asyncio.create_task(use(pool, bench.order("a", Script(SLOW + SERVER), need=200 << 20)))
+        await until(pool, lambda shot: bool(shot.models))
+        second = asyncio.create_task(use(pool, bench.order("b", need=200 << 20)))
+        await asyncio.wait({second}, timeout=0.1)
+        assert ids(pool.snapshot()) == {"a"}
+        assert (await ends(first), await ends(second)) == (None, None)
+        assert ids(pool.snapshot()) == {"b"}
+
+
+@in_loop
+async def test_a_load_that_hangs_is_told_as_the_engines_failure(bench: Bench) -> None:
+    async with bench.pool() as pool:
+        with pytest.raises(EngineFailed, match=r"did not load a in 0\.3 s") as caught:
+            async with pool.lease(bench.order("a", Script(HANGS), kind=_Hasty), soon(PATIENCE)):
+                pass
+        assert caught.value.retry_safe
+    assert START_PATIENCE < PATIENCE
 
 
 @in_loop

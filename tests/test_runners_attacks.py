@@ -94,6 +94,7 @@ class Parrot:
     """An engine that answers what it is told to."""
 
     name = "parrot"
+    most_parallel: int | None = None
 
     def __init__(self, **environ: str) -> None:
         self.environ = environ
@@ -386,6 +387,28 @@ def test_a_body_of_many_small_things_is_read_at_once() -> None:
     with pytest.raises(ValueError, match="model"):  # what is measured is the reading of it
         _read_all(body.replace(b'"model"', b'"other"'))
     assert time.process_time() - begun < 0.5
+
+
+@pytest.mark.parametrize("part", [b"[],", b"{},", b"0,", b"[" * 50 + b"0" + b"]" * 50 + b","])
+@pytest.mark.parametrize("key", [b'"image_url":0', b'"\\u0069mage_url":0'])
+def test_a_body_that_is_looked_into_has_a_bounded_number_of_parts(part: bytes, key: bytes) -> None:
+    body = b'{"model":"a",' + key + b',"x":[' + part * ((20 << 20) // len(part)) + b"0]}"
+    begun = time.process_time()
+    with pytest.raises(ValueError, match="50,000 parts"):
+        _read_all(body)
+    assert time.process_time() - begun < 3
+
+
+def test_words_in_any_script_are_not_looked_into() -> None:
+    words = b'"\\u00e9\\u4e2d",' * 200_000
+    _read_all(b'{"model":"a","input":[' + words + b'"x"]}')
+
+
+@pytest.mark.parametrize("key", ["image_url", "\\u0069mage_url", "input_audi\\u006f"])
+def test_a_key_is_found_however_it_is_written(key: str) -> None:
+    value = '{"data":"http://x/"}' if "audi" in key else '"http://x/"'
+    with pytest.raises(ValueError, match="data: URL"):
+        _read_all(b'{"model":"a","messages":[{"%s":%s}]}' % (key.encode(), value.encode()))
 
 
 def _read_all(body: bytes) -> None:

@@ -22,7 +22,7 @@ from kawai_tools.api.decoding import decode
 from kawai_tools.api.errors import HANDLERS, error_response, refusal
 from kawai_tools.api.guard import Guard, Names, has_body
 from kawai_tools.api.health import ALIVE, READY, Health, check_ready
-from kawai_tools.api.inference import BODY_LIMIT, PATIENCE, ROUTES, read
+from kawai_tools.api.inference import BODY_LIMIT, ROUTES, read
 from kawai_tools.api.inference import Answer as Inference
 from kawai_tools.api.metrics import CONTENT_TYPE, Metrics
 from kawai_tools.api.metrics import PATH as METRICS
@@ -30,9 +30,10 @@ from kawai_tools.api.observing import Observer, RequestLog, Seen, seen
 from kawai_tools.api.openapi import DESCRIPTION, describe
 from kawai_tools.api.sse import HEARTBEAT, Streams, last_event_id
 from kawai_tools.contract import Level, Operation, Payload, Stream
-from kawai_tools.errors import InvalidBody, KawaiError, MethodNotAllowed
+from kawai_tools.errors import Busy, InvalidBody, KawaiError, MethodNotAllowed
 from kawai_tools.operations.table import OPERATIONS
 from kawai_tools.refs import parse_model
+from kawai_tools.runners.pool import PATIENCE
 from kawai_tools.transfer.pulls import Feed
 from kawai_tools.workspace import Workspace
 
@@ -47,6 +48,10 @@ class Entrance(NamedTuple):
     handler: Handler
 
 
+MOST_BODIES = 1 << 30
+"""Bytes that the bodies of all requests to models may have together."""
+
+_LARGE = 1 << 18
 _PLANNERS = 16
 _CREATED = 201
 _WAITERS = 8
@@ -195,6 +200,7 @@ class _Face:
     def __init__(self, workspace: Workspace, streams: Streams) -> None:
         self._workspace = workspace
         self.streams = streams
+        self._bodies = 0
         self.metrics = Metrics(workspace)
         self._planners = ThreadPoolExecutor(_PLANNERS, "api-plan")
         self._waiters = ThreadPoolExecutor(_WAITERS, "api-wait")
@@ -223,7 +229,22 @@ class _Face:
 
     async def infer(self, request: Request) -> ASGIApp:
         """Pass a request on to the engine that has its model."""
-        asked = read(await _body(request))
+        size = _announced(request)
+        if self._bodies + size > MOST_BODIES:
+            raise Busy("the requests that are being answered are too large together", "try again soon")
+        self._bodies += size
+        try:
+            return _Ending(await self._inference(request), partial(self._give_back, size))
+        except BaseException:
+            self._give_back(size)
+            raise
+
+    def _give_back(self, size: int) -> None:
+        self._bodies -= size
+
+    async def _inference(self, request: Request) -> ASGIApp:
+        body = await _body(request)
+        asked = read(body) if len(body) < _LARGE else await self._in_thread(self._others, partial(read, body))
         ref, orders = parse_model(asked.model), self._workspace.orders
         order = orders.at_hand(ref)
         if order is None:
@@ -253,6 +274,25 @@ class _Face:
 
 def _status(row: Operation[contract.Request]) -> int:
     return row.result.status if isinstance(row.result, Payload) else 204
+
+
+class _Ending:
+    """An answer, and what is to be done once it has been given."""
+
+    def __init__(self, answer: ASGIApp, end: Callable[[], None]) -> None:
+        self._answer, self._end = answer, end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._answer(scope, receive, send)
+        finally:
+            self._end()
+
+
+def _announced(request: Request) -> int:
+    """Bytes that a body may have, before it is read."""
+    length = request.headers.get("content-length")
+    return int(length) if length is not None else BODY_LIMIT if has_body(request.scope) else 0
 
 
 async def _body(request: Request) -> bytes:

@@ -25,9 +25,6 @@ from kawai_tools.runners.asking import Upstream, ask, busy_slots
 from kawai_tools.runners.seats import PIN, Held
 
 BODY_LIMIT = 64 << 20
-PATIENCE = 600.0
-"""Seconds that a request waits for its model: to be loaded, and for room before that."""
-
 ROUTES = (
     "/v1/chat/completions",
     "/v1/completions",
@@ -36,7 +33,7 @@ ROUTES = (
     "/v1/responses",
     "/v1/messages",
 )
-_SERVER_ERROR, _NO_SUCH_ROUTE = 500, (404, 405)
+_SERVER_ERROR = 500
 
 
 class Asked(NamedTuple):
@@ -99,7 +96,7 @@ def _refuse_links(body: bytes) -> None:
     """
     if not _MAY_LINK.search(body):
         return
-    if body.count(b",") > _MOST_PARTS:
+    if max(map(body.count, (b",", b"[", b"{"))) > _MOST_PARTS:
         raise InvalidBody(f"a request with media may have at most {_MOST_PARTS:,} parts", "send less of them")
     pending: list[object] = [_ANY.decode(body)]
     while pending:
@@ -112,7 +109,14 @@ def _refuse_links(body: bytes) -> None:
                 link = inner.get("url") if isinstance(inner, dict) else inner
                 if key in _MEDIA and isinstance(link, str) and not link.startswith("data:"):
                     raise InvalidBody(f"{key} must be a data: URL", "send the media itself, base64-encoded")
+                if key in _INPUTS and isinstance(inner, dict) and any(map(_is_link, inner.values())):
+                    raise InvalidBody(f"{key} must be the media, or a data: URL", "send it base64-encoded")
             pending.extend(found.values())
+
+
+def _is_link(value: object) -> bool:
+    """Whether a value leads elsewhere; base64 has no colon."""
+    return isinstance(value, str) and _SCHEME.match(value) is not None
 
 
 def _refuse_source(part: dict[object, object]) -> None:
@@ -127,10 +131,14 @@ def _refuse_source(part: dict[object, object]) -> None:
 
 
 _MEDIA = frozenset({"image_url", "video_url", "audio_url", "file_url"})
-_MAY_LINK = re.compile(rb'"(?:(?:image|video|audio|file)_url|source)"\s*:|\\u')
-"""A key that means media, or one that may be another way to write such a key."""
+_INPUTS = frozenset({"input_audio", "input_video", "input_image", "input_file"})
+_MAY_LINK = re.compile(
+    rb'"(?:(?:image|video|audio|file)_url|input_(?:audio|video|image|file)|source)"\s*:|\\u00[5-7]'
+)
+"""A key that means media, or a letter of a key written in another way, as no encoder does."""
 
-_MOST_PARTS = 300_000
+_SCHEME = re.compile(r"\s*(?!data:)[A-Za-z][A-Za-z0-9+.-]*:")
+_MOST_PARTS = 50_000
 
 
 class Answer:
@@ -162,6 +170,7 @@ class Answer:
                 await self._fail(scope, receive, send, error)
         finally:
             leaving.cancel()
+            work.cancel()
             self._note(seen(scope))
 
     def _note(self, request: Seen) -> None:
@@ -192,8 +201,6 @@ class Answer:
                 upstream.close()
 
     async def _forward(self, upstream: Upstream, scope: Scope, send: Send) -> None:
-        if upstream.status in _NO_SUCH_ROUTE:
-            raise EngineFailed("the engine has no such route; another one may: kawai doctor", "see --engine")
         if upstream.status >= _SERVER_ERROR:
             said = _message(await upstream.body())
             failed = EngineFailed(
@@ -250,17 +257,22 @@ _NAMED = frozenset({"/v1/responses", "/v1/messages"})
 
 
 async def _until_idle(held: Held) -> None:
-    """Wait until an engine has let go of an answer that nobody wants: it reads a long prompt to its end."""
+    """Wait until an engine has let go of an answer that nobody wants: it reads a long prompt to its end.
+
+    One that says nothing for so long hangs, and is waited for no longer.
+    """
     pause = _GLANCE
-    while True:
-        busy = await busy_slots(held.target)
-        if busy is None or busy < held.leases:
-            return
-        await asyncio.sleep(pause)
-        pause = min(2 * pause, _LONG_GLANCE)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_LINGER):
+            while True:
+                busy = await busy_slots(held.target)
+                if busy is None or busy < min(held.leases, held.slots):
+                    return
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _LONG_GLANCE)
 
 
-_GLANCE, _LONG_GLANCE = 0.01, 0.25
+_GLANCE, _LONG_GLANCE, _LINGER = 0.01, 0.25, 300.0
 
 
 def _message(said: bytes) -> str | None:

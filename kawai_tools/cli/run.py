@@ -18,6 +18,7 @@ from kawai_tools.cli.invocation import Invocation, invocation
 from kawai_tools.cli.output import Output, is_terminal
 from kawai_tools.cli.running import run as run_row
 from kawai_tools.errors import InvalidRequest, KawaiError, ModelNotFound, NoEngine, UsageError
+from kawai_tools.values import ENGINES
 
 if TYPE_CHECKING:
     from kawai_tools.libs.bundle import LibsPlanPayload
@@ -49,7 +50,8 @@ def run(
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Fetch what is missing without asking.")] = False,
     engine: Annotated[
-        str | None, typer.Option(metavar="NAME", help="auto, llama-server, xllamacpp or llama-cpp-python.")
+        str | None,
+        typer.Option(metavar="NAME", help=f"{', '.join(ENGINES)}; runs it here, also beside kawai serve."),
     ] = None,
 ) -> None:
     """Answer once, or talk until Ctrl-D."""
@@ -59,10 +61,13 @@ def run(
         prompt = _checked(prompt)
     elif not is_terminal(sys.stdin):
         prompt = _piped()
+    from kawai_tools.remote import find_daemon  # noqa: PLC0415
+
     this.keep_log()
     name = _installed(this, model, yes=yes).record.id
     chats = _chats(this.workspace, name)
-    _ensure_engine(this, yes=yes)
+    if engine is not None or find_daemon(this.settings.state_dir) is None:
+        _ensure_engine(this, yes=yes)
     with talking.answering(this, name, alone=engine is not None) as place:
         talk = Talk(this.output, place, name, chats=chats)
         talk.load()
@@ -89,7 +94,13 @@ def _installed(this: Invocation, words: str, *, yes: bool) -> "Entry":
         listed = catalog.get(words)
         if listed is None and "/" not in words:
             raise
-        missing: KawaiError = error
+        source = _source(this, words if listed is None else listed.source)
+        if source is None:
+            raise
+        known = store.index.by_sources([source]).get(source, [])
+        if here := next((entry for entry in known if entry.present), None):
+            return here
+        missing = error if isinstance(error, ModelNotFound) else ModelNotFound(f"{words} is not installed")
     if not yes:
         _check_asking(missing)
         dry = (
@@ -106,6 +117,17 @@ def _installed(this: Invocation, words: str, *, yes: bool) -> "Entry":
     )
     last = follow_pull(this, cast("Feed", feed))
     return store.find(parse_model(str(getattr(last, "id", words))))
+
+
+def _source(this: Invocation, words: str) -> str | None:
+    """What a model is remembered by that is pulled by these words; ``None`` for words that name no source."""
+    from kawai_tools.models.choosing import words_of  # noqa: PLC0415
+    from kawai_tools.refs import parse_source  # noqa: PLC0415
+
+    try:
+        return words_of(parse_source(words, this.settings.hub_endpoint))
+    except KawaiError:
+        return None
 
 
 def _ensure_engine(this: Invocation, *, yes: bool) -> None:

@@ -37,9 +37,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-LOAD_PATIENCE = 600.0
-"""Seconds that a model may take to load, waiting for room included."""
-
 _CLIENT_ERRORS = range(400, 500)
 
 
@@ -195,7 +192,9 @@ class Here:
 
     def load(self) -> None:
         """Load the model."""
-        self._begin(self._pool.load(self._order, time.monotonic() + LOAD_PATIENCE)).result()
+        from kawai_tools.runners.pool import PATIENCE  # noqa: PLC0415 - it imports asyncio
+
+        self._begin(self._pool.load(self._order, time.monotonic() + PATIENCE)).result()
 
     def ask(self, path: str, body: bytes) -> Generator[bytes, None, None]:
         """Post a body to the engine, which is loaded anew if it has died; the answer as it comes."""
@@ -211,8 +210,9 @@ class Here:
 
     async def _answer(self, path: str, body: bytes, pieces: "SimpleQueue[bytes | None]") -> None:
         from kawai_tools.runners.asking import ask  # noqa: PLC0415 - it imports asyncio
+        from kawai_tools.runners.pool import PATIENCE  # noqa: PLC0415
 
-        async with self._pool.lease(self._order, time.monotonic() + LOAD_PATIENCE) as held:
+        async with self._pool.lease(self._order, time.monotonic() + PATIENCE) as held:
             upstream = await ask(held.target, path, b"", body)
             try:
                 await upstream.read_head()
@@ -343,7 +343,7 @@ class Shown:
             self._output.warn("the model answers nothing")
         if self._finish == "length":
             self.break_off()
-            self._output.warn("the answer is cut off: there is no more room in the context")
+            self._output.warn("the answer is cut off at its greatest length")
 
     def _tell_speed(self) -> None:
         count, rate = self._count, self._count / max(1e-3, time.monotonic() - self._begin)

@@ -44,7 +44,7 @@ class EntryGone(Upstream):
 class EngineFailed(Upstream, code="engine_error"):
     """An engine that did not load its model, failed, or died."""
 
-    retry_safe: bool = True
+    retry_safe: bool = False
     """Whether nothing of what was asked had begun."""
 
     died: bool = False

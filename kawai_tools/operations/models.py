@@ -16,9 +16,6 @@ from kawai_tools.workspace import Workspace
 if TYPE_CHECKING:
     from kawai_tools.transfer.pulls import Feed
 
-LOAD_PATIENCE = 600.0
-"""Seconds that a load may take, waiting for room included."""
-
 FORCE_PATIENCE = 10.0
 """Seconds that what uses a model gets to end before it is removed by force."""
 
@@ -79,12 +76,13 @@ async def _ps(workspace: Workspace, _: NoRequest) -> list[LoadedModel]:
 async def _load(workspace: Workspace, request: LoadRequest) -> LoadedModel:
     import asyncio  # noqa: PLC0415 - only a server loads
 
+    from kawai_tools.runners.pool import PATIENCE  # noqa: PLC0415
     from kawai_tools.runners.telling import loaded_rows  # noqa: PLC0415
 
     order = await asyncio.to_thread(workspace.orders.make, parse_model(request.model))
     if request.force:
         await workspace.pool.unload(order.id, force=True)
-    state = await workspace.pool.load(order, time.monotonic() + LOAD_PATIENCE)
+    state = await workspace.pool.load(order, time.monotonic() + PATIENCE)
     (row,) = await loaded_rows(workspace.models, (state,))
     return row
 
@@ -92,8 +90,12 @@ async def _load(workspace: Workspace, request: LoadRequest) -> LoadedModel:
 async def _unload(workspace: Workspace, request: RemoveRequest) -> None:
     import asyncio  # noqa: PLC0415
 
-    entry = await asyncio.to_thread(workspace.models.find, parse_model(request.model))
-    await workspace.pool.unload(entry.record.id, force=request.force)
+    ref = parse_model(request.model)
+    loaded = {model.id.casefold(): model.id for model in workspace.pool.snapshot().models}
+    model_id = loaded.get(str(ref).casefold())  # also one that was removed by hand
+    if model_id is None:
+        model_id = (await asyncio.to_thread(workspace.models.find, ref)).record.id
+    await workspace.pool.unload(model_id, force=request.force)
 
 
 def _index(workspace: Workspace, _: NoRequest) -> None:
@@ -176,7 +178,7 @@ MODELS_LOAD = Operation(
     level=Level.ADMIN,
     run=_load,
     where=Where.SERVER,
-    patience=LOAD_PATIENCE + 60,
+    patience=None,
     summary="Load a model, if it is not loaded",
 )
 MODELS_UNLOAD = Operation(

@@ -28,7 +28,8 @@ _BREAKS = (OSError, EOFError, ValueError)
 
 
 def _broken_off(*, begun: bool = True) -> EngineFailed:
-    failed = EngineFailed("the engine broke off in the middle of its answer", "ask again")
+    words = "broke off in the middle of its answer" if begun else "cannot be reached: it has gone"
+    failed = EngineFailed(f"the engine {words}", "ask again")
     failed.died, failed.retry_safe = True, not begun
     return failed
 

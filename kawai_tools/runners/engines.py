@@ -64,6 +64,10 @@ class Engine(Protocol):
     def name(self) -> str:
         """What it is called in settings and in ``models ps``."""
 
+    @property
+    def most_parallel(self) -> int | None:
+        """Requests that one of its servers can answer at a time; ``None``: as many as it is told."""
+
     def why_not(self) -> str | None:
         """Why it cannot be used here; ``None`` where it can."""
 
@@ -75,6 +79,7 @@ class LlamaServer:
     """The server of the active build."""
 
     name = "llama-server"
+    most_parallel = None
 
     def __init__(self, bundles: Bundles) -> None:
         """``bundles`` are the installed builds."""
@@ -129,9 +134,17 @@ _SAMPLING = {
 class Embedded:
     """llama.cpp inside a Python child: the module of ``runners/`` that serves with it, and what it needs."""
 
-    def __init__(self, name: str, packages: Sequence[str], extra: str, module: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        packages: Sequence[str],
+        extra: str,
+        module: str,
+        *,
+        most_parallel: int | None = None,
+    ) -> None:
         """``packages`` are what must be installed, by the extra of this name."""
-        self.name = name
+        self.name, self.most_parallel = name, most_parallel
         self._packages, self._extra, self._module = packages, extra, module
 
     def why_not(self) -> str | None:
@@ -184,7 +197,9 @@ def engines(bundles: Bundles) -> list[Engine]:
     return [
         LlamaServer(bundles),
         Embedded("xllamacpp", ("xllamacpp",), "embedded", "serve_xllamacpp"),
-        Embedded("llama-cpp-python", _LLAMA_CPP_PYTHON, "llama-cpp-python", "serve_llama_cpp"),
+        Embedded(
+            "llama-cpp-python", _LLAMA_CPP_PYTHON, "llama-cpp-python", "serve_llama_cpp", most_parallel=1
+        ),
     ]
 
 

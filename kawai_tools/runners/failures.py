@@ -46,7 +46,7 @@ class Failures:
         if failed is not None and rest > 0:
             again = f"it is tried again in {ceil(rest)} s"
             error = EngineFailed(failed.error.message, f"{again}; {failed.error.hint or 'kawai doctor'}")
-            error.retry_after = ceil(rest)
+            error.retry_after, error.retry_safe = ceil(rest), True
             raise error
 
     def resting(self) -> Iterator[tuple[str, Failure]]:

@@ -93,7 +93,7 @@ class Orders:
         if header.is_vocabulary:
             raise EngineFailed(f"{record.id} is a vocabulary without tensors, and cannot be loaded")
         run, engine = self.run(record.id), self.engine()
-        wanted = self._wanted(entry, header, run)
+        wanted = self._wanted(entry, header, run, engine.most_parallel)
         need = Need.of(entry, header)
         return Order(
             id=record.id,
@@ -106,7 +106,7 @@ class Orders:
             advice=lambda room: _advice(need, wanted, room),
         )
 
-    def _wanted(self, entry: Entry, header: Header, run: Run) -> Wanted:
+    def _wanted(self, entry: Entry, header: Header, run: Run, most_parallel: int | None) -> Wanted:
         layout, record = self.store.layout, entry.record
         projection = layout.file(record.projection.path) if record.projection else None
         wish = run.context_length or CONTEXT
@@ -116,7 +116,7 @@ class Orders:
             projection=str(projection) if projection else None,
             endpoint=capabilities(header, self._header(projection) if projection else None).endpoint,
             context_length=min(wish, header.context_length or wish),
-            parallel=run.parallel or PARALLEL,
+            parallel=min(run.parallel or PARALLEL, most_parallel or 1000),
             gpu_layers=run.gpu_layers,
             threads=run.threads,
             sampling=dict(run.sampling),

@@ -16,11 +16,14 @@ from kawai_tools.errors import EngineFailed, KawaiError, Loading, ServerClosing
 from kawai_tools.runners.changes import Changes
 from kawai_tools.runners.eviction import Room, Seat, Verdict, expired, giving_way, make_room
 from kawai_tools.runners.failures import Failure, Failures
-from kawai_tools.runners.process import Runner, State
+from kawai_tools.runners.process import START_PATIENCE, Runner, State
 from kawai_tools.runners.refusing import busy, no_room, too_late
 from kawai_tools.runners.seats import LONGEST, Held, ModelState, Order, Snapshot, TakenSeat, wall_time
 
 F = TypeVar("F", bound=asyncio.Future[None])
+
+PATIENCE = START_PATIENCE + 60
+"""Seconds that who asks for a model waits for it: it may load for so long, and had to find room before."""
 
 QUEUE = 512
 """Requests for one model that the pool holds at a time, where nothing else is said."""
@@ -47,7 +50,7 @@ class Pool:
         queue: int = QUEUE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``budget`` says how many bytes all models may take, given how many they take now."""
+        """``budget`` says how many bytes all models may take, given how many their engines keep now."""
         self._budget, self._most, self._queue, self._clock = budget, most, queue, clock
         self.events: Counter[str] = Counter()
         self._seats: dict[str, TakenSeat] = {}
@@ -154,7 +157,7 @@ class Pool:
             _failed(name, each, now) for name, each in self._failures.resting() if name not in self._seats
         )
         used = sum(seat.memory for seat in self._seats.values())
-        return Snapshot(self._changes.revision, loaded + failed, used, self._budget(used), self._draining)
+        return Snapshot(self._changes.revision, loaded + failed, used, self._allowed(), self._draining)
 
     async def changes(self, after: int) -> Snapshot:
         """The next snapshot whose revision is not ``after``."""
@@ -219,8 +222,7 @@ class Pool:
                 self._failures.refuse(order.id)
                 verdict = self._verdict(order.need)
                 if verdict.room is Room.NEVER:
-                    used = sum(seat.memory for seat in self._seats.values())
-                    raise no_room(order, self._seats.values(), self._budget(used), self._most)
+                    raise no_room(order, self._seats.values(), self._allowed(), self._most)
                 if verdict.room is Room.NOW:
                     return self._take_seat(order, verdict.leaving)
                 await self._until_changed(order, deadline, patience)
@@ -293,7 +295,7 @@ class Pool:
         if seat.leaving is not None:
             return EngineFailed(f"{runner.wanted.id} was unloaded while it answered", "ask again")
         await runner.look()
-        if runner.state is not State.FAILED:
+        if runner.pid is not None:
             return error
         said = runner.last_words()
         words = f"the engine {runner.problem} while it answered as {runner.wanted.id}"
@@ -310,7 +312,11 @@ class Pool:
 
     def _room_for(self, need: int) -> tuple[list[Seat], int, int, int]:
         seats = [each.seat(each.memory) for each in self._seats.values()]
-        return seats, need, self._budget(sum(seat.memory for seat in seats)), self._most
+        return seats, need, self._allowed(), self._most
+
+    def _allowed(self) -> int:
+        """Bytes that all models may count for: what engines keep now comes back when they go."""
+        return self._budget(sum(seat.held for seat in self._seats.values()))
 
     async def _within(self, deadline: float, work: Awaitable[object], model_id: str) -> None:
         try:

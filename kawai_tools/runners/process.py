@@ -55,13 +55,16 @@ class Target(NamedTuple):
     key: str
 
 
-def resident(pid: int | Literal["self"]) -> int | None:
-    """Bytes of memory that a process has (``proc(5)``, ``statm``); ``None`` where the system does not say."""
+def resident(pid: int | Literal["self"], *, private: bool = False) -> int | None:
+    """Bytes of memory that a process has (``proc(5)``, ``statm``); ``None`` where the system does not say.
+
+    ``private``: without what belongs to files or is shared.
+    """
     try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    except (OSError, ValueError, IndexError):
+        _, pages, shared = map(int, Path(f"/proc/{pid}/statm").read_text().split()[:3])
+    except (OSError, ValueError):
         return None
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    return (pages - shared if private else pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 class Spawner:
@@ -112,6 +115,10 @@ class Runner:
         """Bytes that the child has in memory of its own and of its file; ``None`` where that is not known."""
         return None if self.pid is None else resident(self.pid)
 
+    def private_memory(self) -> int | None:
+        """Those of them that are no part of a file."""
+        return None if self.pid is None else resident(self.pid, private=True)
+
     def last_words(self) -> str:
         """What the child said last: the errors first of all, where llama.cpp marks them as such."""
         said = self._tail.decode("utf-8", "replace").replace(str(self._socket), "its socket")
@@ -143,6 +150,8 @@ class Runner:
             if time.monotonic() > until:
                 raise self._explained(f"{self.engine.name} did not load {self.wanted.id} in {patience:g} s")
             await asyncio.sleep(_TICK)
+        if self._ended.is_set():
+            raise self._explained(f"{self.engine.name} ended as soon as it had loaded {self.wanted.id}")
 
     async def _spawn(self, launch: Launch) -> None:
         """Start the child. One that is started though nobody waits any more is ours all the same."""
@@ -203,10 +212,12 @@ class Runner:
         code = child.poll() if child is not None else None
         how = f" ({children.ending(code)})" if code is not None else ""
         said = self.last_words()
-        return EngineFailed(
+        failed = EngineFailed(
             f"{words}{how}{f': {said}' if said else ''}",
             f"kawai models verify {self.wanted.id} looks at its files, kawai doctor at the engine",
         )
+        failed.retry_safe = True
+        return failed
 
     async def drain(self) -> None:
         """Take no more."""

@@ -94,6 +94,11 @@ class TakenSeat:
         return max(self.need, self.runner.memory() or 0)
 
     @property
+    def held(self) -> int:
+        """Bytes that its engine really keeps from others: what it maps of a file can be read again."""
+        return self.runner.private_memory() or 0
+
+    @property
     def is_over(self) -> bool:
         """Whether its engine is gone and nobody is there who could still be told."""
         return self.runner.state is State.FAILED and self.loading.done() and self.leases == 0
@@ -110,6 +115,12 @@ class TakenSeat:
         busy = self.leases + self.waiting
         return Seat(self.runner.wanted.id, memory, busy, moving, self.used_at, self.expires_at, leaving)
 
+    def _left(self, now: float) -> float | None:
+        """Seconds that it stays, if nobody asks it again."""
+        if self.expires_at is None:
+            return None
+        return self.keep_alive if self.leases else self.expires_at - now
+
     def told(self, now: float) -> ModelState:
         """Its line of a snapshot."""
         wanted = self.runner.wanted
@@ -122,7 +133,7 @@ class TakenSeat:
             waiting=self.waiting,
             memory=self.runner.memory(),
             loaded_at=self.loaded_at,
-            expires_at=wall_time(None if self.expires_at is None else self.expires_at - now),
+            expires_at=wall_time(self._left(now)),
             context_length=wanted.context_length,
         )
 
@@ -140,6 +151,7 @@ class Held:
     def __init__(self, seat: TakenSeat, changes: Changes) -> None:
         """It lasts until :meth:`end`; ``changes`` are told what it changes."""
         self.id, self.target = seat.runner.wanted.id, seat.runner.target
+        self.slots = seat.runner.wanted.parallel
         self._seat, self._changes, self._is_abandoned = seat, changes, False
         seat.leases += 1
 

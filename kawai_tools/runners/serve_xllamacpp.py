@@ -24,6 +24,7 @@ _SAMPLING = {
 
 def main() -> int:
     """Serve what the environment names until a signal comes, or the parent goes."""
+    threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
     wanted = msgspec.json.decode(os.environ["KAWAI_WANTED"], type=Wanted)
     params = xllamacpp.CommonParams()
     params.model.path = wanted.weights
@@ -55,11 +56,17 @@ def main() -> int:
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
-    parent = os.getppid()
-    while not stopped.wait(0.5) and os.getppid() == parent:
-        time.sleep(0)
+    while not stopped.wait(0.5):
+        pass  # a signal's handler runs between two waits
     del server
     return 0
+
+
+def _watch(parent: int) -> None:
+    """End with the parent, also while the model loads."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 if __name__ == "__main__":
