@@ -259,12 +259,12 @@ class Workspace:
     @cached_property
     def pool(self) -> "Pool":
         """The loaded models. Asked for in one event loop only."""
-        from kawai_tools.runners.memory import budget
+        from kawai_tools.runners.memory import Budget
         from kawai_tools.runners.pool import Pool
 
         settings = self.settings
         return Pool(
-            budget=lambda used: budget(used, settings.memory_budget),
+            budget=Budget(settings.memory_budget),
             most=settings.max_models,
             queue=settings.max_queue,
         )

@@ -96,7 +96,7 @@ def kill_after(process: subprocess.Popen[str], seconds: float) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_a_pull_killed_at_ten_random_moments_leaves_no_bad_file_and_the_next_succeeds(
     seed: int, hub: LocalHub, cli: Program, workspaces: Workspaces
 ) -> None:

@@ -1,7 +1,8 @@
 """Child processes that end with kawai, know no secrets, and say why they ended.
 
 Each is the leader of a process group of its own, so that whatever it starts is ended with it. On Linux
-the kernel ends it when the thread that started it ends (``prctl(2)``, ``PR_SET_PDEATHSIG``).
+the kernel ends it when the thread that started it ends (``prctl(2)``, ``PR_SET_PDEATHSIG``). Elsewhere its
+leader is a small program that starts it, and ends all of the group when a pipe to kawai closes.
 """
 
 import os
@@ -30,16 +31,38 @@ def start(
     command: Sequence[str | Path], env: Mapping[str, str], cwd: Path, output: int
 ) -> "subprocess.Popen[bytes]":
     """Start a child; stdout and stderr go to the descriptor ``output``. Raises ``OSError``."""
+    by_kernel = sys.platform == "linux"
+    leader = () if by_kernel else (sys.executable, "-I", "-S", "-c", _LEADER)
     return subprocess.Popen(  # noqa: S603 - the program of an installed build
-        [str(each) for each in command],
+        [*leader, *map(str, command)],
         env=dict(env),
         cwd=cwd,
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL if by_kernel else subprocess.PIPE,
         stdout=output,
         stderr=output,
         start_new_session=True,
         preexec_fn=_dies_with_parent(),  # noqa: PLW1509 - one system call, looked up beforehand
     )
+
+
+_LEADER = """
+import os, signal, subprocess, sys, threading
+try:
+    child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
+except OSError as error:
+    sys.exit(f"{sys.argv[1]}: {error.strerror}")
+def watch():
+    os.read(0, 1)  # nothing is ever written: it returns when kawai has gone
+    os.killpg(0, signal.SIGKILL)
+threading.Thread(target=watch, daemon=True).start()
+signal.signal(signal.SIGTERM, lambda *_: None)  # the child has it, too
+code = child.wait()
+if code < 0:
+    if -code != signal.SIGKILL:
+        signal.signal(-code, signal.SIG_DFL)
+    os.kill(os.getpid(), -code)
+os._exit(code)
+"""
 
 
 def _dies_with_parent() -> Callable[[], None] | None:
@@ -63,7 +86,15 @@ def kill(child: "subprocess.Popen[bytes]") -> None:
         os.killpg(child.pid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):  # macOS: EPERM for a group of zombies
         child.kill()
-    child.wait()
+    reap(child)
+
+
+def reap(child: "subprocess.Popen[bytes]") -> int:
+    """Wait for a child that ends, and let go of what tied it to kawai; its exit code."""
+    code = child.wait()
+    if child.stdin is not None:
+        child.stdin.close()
+    return code
 
 
 def ending(code: int) -> str:

@@ -2,18 +2,31 @@
 
 import os
 import re
+import time
 from pathlib import Path
+
+from kawai_tools.runners.process import FRESH
 
 RESERVE, SHARE = 1 << 30, 10
 """Bytes that are left to others: so many, or that part of all."""
 
 
-def budget(used: int, wanted: int | None) -> int:
-    """Bytes that all models together may take, given what they take now; ``wanted`` is the user's word."""
-    if wanted is not None:
-        return wanted
-    total, free = _total(), _free()
-    return max(0, min(total, free + used) - max(RESERVE, total // SHARE))
+class Budget:
+    """Bytes that all models together may take."""
+
+    def __init__(self, wanted: int | None) -> None:
+        """``wanted`` is the user's word; else what is free is looked at, and known for a moment."""
+        self._wanted = wanted
+        self._looked, self._free, self._total = float("-inf"), 0, 0
+
+    def __call__(self, kept: int) -> int:
+        """Of a machine of which models keep so many bytes now."""
+        if self._wanted is not None:
+            return self._wanted
+        now = time.monotonic()
+        if now - self._looked > FRESH:
+            self._looked, self._free, self._total = now, _free(), _total()
+        return max(0, min(self._total, self._free + kept) - max(RESERVE, self._total // SHARE))
 
 
 def _total() -> int:

@@ -31,6 +31,9 @@ START_PATIENCE = 600.0
 """Seconds that a model may take to load: large ones come from slow disks."""
 
 STOP_PATIENCE = 2.0
+FRESH = 0.05
+"""Seconds for which what was read of memory is taken again."""
+
 _TICK, _GLANCE = 0.01, 2.0
 _TAIL, _TOLD = 64 * 1024, 3
 _HTTP_OK = b" 200 "
@@ -94,6 +97,8 @@ class Runner:
         self._spawner, self._changed = spawner, changed
         self._socket = sockets.new(folder)
         self._key = secrets.token_urlsafe(32)
+        self._looked = float("-inf")
+        self._memory: tuple[int | None, int | None] = (None, None)
         self._child: subprocess.Popen[bytes] | None = None
         self._tail = bytearray()
         self._ended = asyncio.Event()
@@ -113,11 +118,22 @@ class Runner:
 
     def memory(self) -> int | None:
         """Bytes that the child has in memory of its own and of its file; ``None`` where that is not known."""
-        return None if self.pid is None else resident(self.pid)
+        return self._looked_up()[0]
 
     def private_memory(self) -> int | None:
         """Those of them that are no part of a file."""
-        return None if self.pid is None else resident(self.pid, private=True)
+        return self._looked_up()[1]
+
+    def _looked_up(self) -> tuple[int | None, int | None]:
+        """Both, as of a moment ago: whoever waits for room asks at every change."""
+        now = time.monotonic()
+        if now - self._looked > FRESH:
+            known = self.pid is not None
+            self._looked = now
+            self._memory = (
+                (resident(self.pid or 0), resident(self.pid or 0, private=True)) if known else (None, None)
+            )
+        return self._memory
 
     def last_words(self) -> str:
         """What the child said last: the errors first of all, where llama.cpp marks them as such."""
@@ -139,7 +155,8 @@ class Runner:
         self._become(State.READY)
 
     async def _start(self, patience: float) -> None:
-        launch = self.engine.launch(self.wanted, self._socket, self._key)
+        loop = asyncio.get_running_loop()  # an engine may read files to find out
+        launch = await loop.run_in_executor(None, self.engine.launch, self.wanted, self._socket, self._key)
         self._socket.unlink(missing_ok=True)  # a stale one makes the bind fail
         self._hold_directory(launch)
         await self._spawn(launch)
@@ -188,7 +205,7 @@ class Runner:
         await _ended(child)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(child.pid, signal.SIGKILL)  # not yet reaped, so the group is still its own
-        child.wait()
+        children.reap(child)
         self._ended.set()
         if self.state in {State.READY, State.STARTING}:
             self.problem = f"{self.engine.name} ended with {children.ending(child.returncode)}"
