@@ -44,7 +44,7 @@ workspace = Workspace(resolve({}, os.environ), serves=True)
 access = Access(workspace.tokens, on=guarded, strict=True)
 app = build_app(workspace, known_by(port), access=access)
 if not guarded:
-    app._app = app._app._app
+    app._app._app = app._app._app._app  # the observer stays, the guard goes
 serve(app, listen("127.0.0.1", port), on_ready=lambda: None)
 """
 
