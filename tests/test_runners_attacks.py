@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from kawai_tools.api import app as app_module
 from kawai_tools.api.app import App, build_app
 from kawai_tools.api.guard import known_by
 from kawai_tools.api.observing import RequestLog
@@ -541,3 +542,15 @@ def test_models_with_odd_headers_are_loaded_or_refused_in_words(workspaces: Work
             assert reply.status == 200, (name, reply)
             assert reply.json["context_length"] > 0
         assert refused(up.ask("POST", "/v1/models/load", {"model": "vast"}), 503, "no_room")
+
+
+def test_bodies_together_are_bounded_and_what_ended_counts_no_more(
+    talker: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app_module, "MOST_BODIES", 2000)
+    reply = talker.hear(WHOLE, more="x" * 3000)
+    assert refused(reply, 503, "busy")
+    assert reply.headers["retry-after"] == "1"
+    for number in range(10):
+        body: dict[str, Any] = {"more": "x" * 1500} | ({"model": None} if number % 2 else {})
+        assert talker.hear(WHOLE, **body).status == (400 if number % 2 else 200)

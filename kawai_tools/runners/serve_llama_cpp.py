@@ -4,8 +4,6 @@ import contextlib
 import json
 import os
 import sys
-import threading
-import time
 
 import msgspec
 import uvicorn
@@ -17,8 +15,7 @@ from kawai_tools.runners.engines import Wanted
 
 
 def main() -> int:
-    """Serve what the environment names until a signal comes, or the parent goes."""
-    threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+    """Serve what the environment names until a signal comes; kawai's end brings one."""
     wanted = msgspec.json.decode(os.environ["KAWAI_WANTED"], type=Wanted)
     model = ModelSettings(
         model=wanted.weights,
@@ -70,13 +67,6 @@ class _Defaults:
 
 def _health() -> dict[str, str]:
     return {"status": "ok"}
-
-
-def _watch(parent: int) -> None:
-    """End with the parent, also while the model loads."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ import os
 import signal
 import sys
 import threading
-import time
 
 import msgspec
 import xllamacpp
@@ -23,8 +22,7 @@ _SAMPLING = {
 
 
 def main() -> int:
-    """Serve what the environment names until a signal comes, or the parent goes."""
-    threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+    """Serve what the environment names until a signal comes; kawai's end brings one."""
     wanted = msgspec.json.decode(os.environ["KAWAI_WANTED"], type=Wanted)
     params = xllamacpp.CommonParams()
     params.model.path = wanted.weights
@@ -60,13 +58,6 @@ def main() -> int:
         pass  # a signal's handler runs between two waits
     del server
     return 0
-
-
-def _watch(parent: int) -> None:
-    """End with the parent, also while the model loads."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
 
 
 if __name__ == "__main__":
