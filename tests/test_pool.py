@@ -18,6 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ParamSpec, cast
 
+import msgspec
 import pytest
 
 from kawai_tools.errors import (
@@ -1685,3 +1686,56 @@ def test_what_is_no_model_fails_with_the_engines_words(workspace: Workspace) -> 
 
     asyncio.run(asyncio.wait_for(fails(), 60))
     assert list(workspace.layout.run.glob("*.sock")) == []
+
+
+# what a snapshot and a start must not get wrong
+
+
+@in_loop
+async def test_a_model_that_answers_for_long_has_its_whole_time_before_it(bench: Bench) -> None:
+    clock = Clock()
+    async with bench.pool(clock=clock) as pool, pool.lease(bench.order("a", keep_alive=300), clock() + 60):
+        clock.now += 1000
+        (model,) = pool.snapshot().models
+        assert model.expires_at is not None
+        assert abs(model.expires_at - datetime.now(UTC) - timedelta(seconds=300)) < timedelta(seconds=5)
+
+
+@in_loop
+async def test_what_an_engine_maps_of_files_is_not_kept_from_others(bench: Bench) -> None:
+    kept: list[int] = []
+
+    def live(bytes_kept: int) -> int:
+        kept.append(bytes_kept)
+        return 1 << 40
+
+    async with bench.pool(live=live) as pool:
+        await use(pool, bench.order("a"))
+        await asyncio.sleep(process_module.FRESH * 2)
+        (model,) = pool.snapshot().models
+        assert model.memory is not None
+        assert 0 < kept[-1] < model.memory - (1 << 20)
+
+
+@in_loop
+async def test_an_engine_that_has_ended_is_never_ready(bench: Bench) -> None:
+    class Late(Runner):
+        async def _is_healthy(self) -> bool:
+            await self._ended.wait()
+            return True
+
+    runner = bench.runner(Script(FAILS), kind=Late)
+    with pytest.raises(EngineFailed, match="ended as soon as it had loaded"):
+        await runner.start()
+    assert runner.state is State.FAILED
+
+
+def test_a_text_that_becomes_one_vector_is_computed_in_one_go(tmp_path: Path) -> None:
+    def command(endpoint: str) -> tuple[str, ...]:
+        wanted = msgspec.structs.replace(_wanted("a"), endpoint=endpoint)
+        return LlamaServer(_bundles(tmp_path)).launch(wanted, tmp_path / "a.sock", "key").command
+
+    for endpoint in ("embeddings", "rerank"):
+        words = command(endpoint)
+        assert words[words.index("--ubatch-size") + 1] == words[words.index("--batch-size") + 1] == "4096"
+    assert "--ubatch-size" not in command("chat")
