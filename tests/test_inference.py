@@ -195,14 +195,18 @@ def test_a_stream_of_chat_is_framed_as_clients_expect(home: Home) -> None:
 
 @pytest.mark.slow
 def test_frames_come_when_they_are_made(loaded: Home) -> None:
-    begun = time.monotonic()
-    times: list[float] = []
-    with flow(loaded.daemon, chat(stream=True, max_tokens=80, ignore_eos=True)) as opened:
-        times.extend(time.monotonic() - begun for _ in opened.frames())
-    assert len(times) > 60
-    assert times[0] < times[-1] / 3
-    gaps = [after - before for before, after in pairwise(times)]
-    assert max(gaps) < times[-1] / 3
+    """What is held back is held back every time; a busy machine stands still now and then."""
+
+    def come_evenly() -> bool:
+        begun = time.monotonic()
+        times: list[float] = []
+        with flow(loaded.daemon, chat(stream=True, max_tokens=80, ignore_eos=True)) as opened:
+            times.extend(time.monotonic() - begun for _ in opened.frames())
+        assert len(times) > 60
+        gaps = [after - before for before, after in pairwise(times)]
+        return max(times[0], *gaps) < times[-1] / 3
+
+    assert any(come_evenly() for _ in range(3))
 
 
 # What cannot be answered
