@@ -12,7 +12,7 @@ from kawai_tools.errors import ErrorInfo
 
 
 class Status(StrEnum):
-    """Where a piece of work stands; the last five end it."""
+    """Where a piece of work stands; the last seven end it."""
 
     RESOLVING = "resolving"
     WAITING = "waiting"
@@ -21,14 +21,28 @@ class Status(StrEnum):
     UNPACKING = "unpacking"
     PROBING = "probing"
     INSTALLING = "installing"
+    READING = "reading"
+    WRITING = "writing"
     DOWNLOADED = "downloaded"
     EXISTS = "exists"
     VERIFIED = "verified"
+    EXPORTED = "exported"
+    IMPORTED = "imported"
     FAILED = "failed"
     CANCELLED = "cancelled"
 
 
-FINAL = frozenset({Status.DOWNLOADED, Status.EXISTS, Status.VERIFIED, Status.FAILED, Status.CANCELLED})
+FINAL = frozenset(
+    {
+        Status.DOWNLOADED,
+        Status.EXISTS,
+        Status.VERIFIED,
+        Status.EXPORTED,
+        Status.IMPORTED,
+        Status.FAILED,
+        Status.CANCELLED,
+    }
+)
 """A stream of one piece of work has exactly one event with such a status: its last."""
 
 

@@ -2,7 +2,7 @@
 
 A flag wins over a variable, a variable over ``config.toml``, that over the default. The table of keys
 below is the only one: ``config show``, the reference in ``README.md`` and the error messages come from it.
-Nothing is read at import; :func:`resolve` is given the flags and the environment.
+Nothing is read at import; ``resolving.py`` reads flags, environment and ``config.toml``.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,11 +11,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from kawai_tools.config_file import Value, read_config
-from kawai_tools.errors import InvalidConfig
 from kawai_tools.values import (
     ENGINES,
-    SAMPLING,
+    SERVER_PORT,
     between,
     parse_bool,
     parse_engine,
@@ -27,6 +25,7 @@ from kawai_tools.values import (
     parse_proxy,
     parse_rate,
     parse_seconds,
+    parse_server,
     parse_size,
     parse_text,
     parse_url,
@@ -34,7 +33,6 @@ from kawai_tools.values import (
 )
 
 MASK = "********"
-_LONGEST = 80
 
 
 class Source(StrEnum):
@@ -78,12 +76,26 @@ class Settings:
     home: Path | None = _key(
         "KAWAI_HOME", "directory that holds everything of kawai", parse_path, in_file=False
     )
+    server: str | None = _key(
+        "KAWAI_SERVER",
+        "address of another kawai that commands are carried out on",
+        parse_server,
+        in_file=False,
+    )
+    token: str | None = _key("KAWAI_TOKEN", "token for that kawai", parse_text, secret=True, in_file=False)
+    token_file: Path | None = _key(
+        "KAWAI_TOKEN_FILE", "file that holds the token for that kawai", parse_path, in_file=False
+    )
     offline: bool = _key(
         "KAWAI_OFFLINE", "open no connection to anywhere else", parse_bool, default=False, kinds=(bool, str)
     )
     host: str = _key("KAWAI_HOST", "address that kawai serve listens on", parse_host, default="127.0.0.1")
     port: int = _key(
-        "KAWAI_PORT", "port that kawai serve listens on", between(0, 65535), default=11435, kinds=(int, str)
+        "KAWAI_PORT",
+        "port that kawai serve listens on",
+        between(0, 65535),
+        default=SERVER_PORT,
+        kinds=(int, str),
     )
     auth: bool = _key(
         "KAWAI_AUTH", "kawai serve asks for tokens", parse_bool, default=False, kinds=(bool, str)
@@ -196,6 +208,21 @@ class Settings:
         parse_path,
         default=Path("~/.cache/huggingface"),
     )
+    hub_cache: Path | None = _key(
+        "KAWAI_HUB_CACHE HF_HUB_CACHE",
+        "where the hub's own tools keep what they fetched; else hub below their directory",
+        parse_path,
+    )
+    ollama_models: Path | None = _key(
+        "KAWAI_OLLAMA_MODELS OLLAMA_MODELS",
+        "where Ollama keeps its models; else where it does by itself",
+        parse_path,
+    )
+    lmstudio_home: Path | None = _key(
+        "KAWAI_LMSTUDIO_HOME",
+        "where LM Studio keeps its files; else where it does by itself",
+        parse_path,
+    )
     http_proxy: str | None = _key(
         "KAWAI_HTTP_PROXY http_proxy HTTP_PROXY", "proxy for http addresses", parse_proxy, secret=True
     )
@@ -285,29 +312,8 @@ KEYS: dict[str, Key] = {
 """The table: a setting's name, which is also its key in ``config.toml``, and what is said of it."""
 
 
-def resolve(flags: Mapping[str, object], environ: Mapping[str, str]) -> Settings:
-    """Settings from flags that were given (absent or ``None``: not given), variables and ``config.toml``.
-
-    Raises ``InvalidConfig`` naming the variable, or file, line and key.
-    """
-    values = {name: value for name, value in flags.items() if value is not None}
-    sources = dict.fromkeys(values, Source.FLAG)
-    for name, key in KEYS.items():
-        for variable in key.variables:
-            if name not in values and environ.get(variable, "") != "":
-                values[name] = _parse(key, environ[variable], f"the variable {variable}")
-                sources[name] = Source.ENVIRONMENT
-    first = Settings(**values, sources=sources)  # type: ignore[arg-type]
-    for name, found in read_config(first.config_file).items():
-        if name == "models":
-            values["models"] = _models_from_file(found)
-            continue
-        value = _from_file(name, found)
-        if name not in values:
-            values[name] = value
-            sources[name] = Source.FILE
-    values.setdefault("hub_home", Path("~/.cache/huggingface").expanduser())
-    return Settings(**values, sources=sources)  # type: ignore[arg-type]
+PER_MODEL = ("context_length", "parallel", "gpu_layers", "threads", "keep_alive")
+"""Settings that a model may have for itself."""
 
 
 def _platform_dir(kind: str) -> Path:
@@ -319,81 +325,3 @@ def _platform_dir(kind: str) -> Path:
         "data": directories.user_data_path,
         "state": directories.user_state_path,
     }[kind]
-
-
-def _parse(key: Key, text: str, where: str) -> object:
-    try:
-        return key.parse(text)
-    except ValueError as error:
-        shown = "its value" if key.secret or "@" in text else repr(text[:_LONGEST])
-        raise InvalidConfig(f"{where} must be {error}, not {shown}") from None
-
-
-PER_MODEL = ("context_length", "parallel", "gpu_layers", "threads", "keep_alive")
-"""Settings that a model may have for itself."""
-
-
-def _models_from_file(found: Value) -> Mapping[str, Mapping[str, int | float]]:
-    """The tables of single models."""
-    if not isinstance(found.value, dict):
-        raise InvalidConfig(f'{found.where}: must be tables such as [models."Qwen3-8B-Q8_0"]')
-    models: dict[str, Mapping[str, int | float]] = {}
-    for model, table in found.value.items():
-        if not isinstance(table, dict):
-            raise InvalidConfig(f"{found.where}: {model!r} must be a table", 'write [models."ID"] above it')
-        if model.casefold() in models:
-            raise InvalidConfig(f"{found.where}: {model!r} has two tables", "ids are the same in any case")
-        models[model.casefold()] = {
-            name: _of_model(name, Value(value, f"{found.where}: {model}: {name}"))
-            for name, value in table.items()
-        }
-    return models
-
-
-def _of_model(name: str, found: Value) -> int | float:
-    if name in SAMPLING:
-        try:
-            return SAMPLING[name].check(found.value)
-        except ValueError as error:
-            raise InvalidConfig(f"{found.where}: must be {error}") from None
-    if name not in PER_MODEL:
-        known = ", ".join((*PER_MODEL, *SAMPLING))
-        raise InvalidConfig(f"{found.where}: there is no such setting of a model", f"these are {known}")
-    value = _from_file(name, found)
-    if not isinstance(value, int):
-        raise InvalidConfig(f"{found.where} must be a whole number")
-    return value
-
-
-def _from_file(name: str, found: Value) -> object:
-    key = KEYS.get(name)
-    if key is None:
-        known = ", ".join(each for each, row in KEYS.items() if row.in_file)
-        raise InvalidConfig(f"{found.where}: there is no such setting", f"the settings are {known}")
-    if not key.in_file:
-        raise InvalidConfig(f"{found.where}: this one can only be set by {key.variables[0]}")
-    value = found.value
-    if isinstance(value, list) and list in key.kinds and all(isinstance(each, str) for each in value):
-        return _parse(key, ",".join(value), f"{found.where}:")
-    if type(value) not in key.kinds or isinstance(value, list):
-        raise InvalidConfig(f"{found.where}: must be {_wanted(key)}, not {_KINDS.get(type(value), 'a date')}")
-    return _parse(key, str(value), f"{found.where}:")
-
-
-_KINDS = {
-    str: "a text",
-    bool: "a boolean",
-    int: "a whole number",
-    float: "a fraction",
-    list: "a list",
-    dict: "a table",
-}
-
-
-def _wanted(key: Key) -> str:
-    """What a value must be, in the words of its own parser."""
-    try:
-        key.parse("\0")
-    except ValueError as error:
-        return str(error)
-    return " or ".join(_KINDS[kind] for kind in key.kinds)

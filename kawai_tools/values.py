@@ -127,6 +127,23 @@ def parse_url(text: str) -> str:
     return url
 
 
+SERVER_PORT = 11435
+"""Where kawai serve listens if nothing else is said."""
+
+
+def parse_server(text: str) -> str:
+    """The address of a kawai, without a slash at its end; a bare name stands for all of it."""
+    url = parse_text(text)
+    if "://" not in url:
+        host, colon, port = url.rpartition(":")
+        has_port = bool(colon) and port.isdigit() and not host.endswith(":")
+        url = f"http://{url}" if has_port else f"http://{url}:{SERVER_PORT}"
+    try:
+        return parse_url(url)
+    except ValueError:
+        raise ValueError("the address of a kawai such as http://box.example.org:11435") from None
+
+
 def parse_proxy(text: str) -> str:
     """The address of an HTTP proxy; ``http://`` may be left out."""
     url = parse_text(text)

@@ -36,6 +36,7 @@ from kawai_tools.libs import children
 from kawai_tools.libs.bundles import Bundles
 from kawai_tools.libs.layout import LibsLayout
 from kawai_tools.refs import parse_model
+from kawai_tools.resolving import resolve
 from kawai_tools.runners import pool as pool_module
 from kawai_tools.runners import process as process_module
 from kawai_tools.runners.asking import ask
@@ -46,7 +47,6 @@ from kawai_tools.runners.pool import PATIENCE, Pool
 from kawai_tools.runners.process import START_PATIENCE, Runner, Spawner, State, Target
 from kawai_tools.runners.seats import Held, Order, Snapshot
 from kawai_tools.runners.tuning import Run, Tuning
-from kawai_tools.settings import resolve
 from kawai_tools.workspace import Workspace
 from tests.program import Program
 from tests.samples import tiny_gguf

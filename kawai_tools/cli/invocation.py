@@ -11,7 +11,8 @@ import typer
 
 from kawai_tools.cli.output import Output
 from kawai_tools.errors import UsageError
-from kawai_tools.settings import KEYS, Settings, resolve
+from kawai_tools.resolving import resolve
+from kawai_tools.settings import KEYS, Settings
 
 if TYPE_CHECKING:
     from kawai_tools.workspace import Workspace

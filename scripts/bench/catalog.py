@@ -33,7 +33,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from kawai_tools.settings import resolve
+from kawai_tools.resolving import resolve
 from kawai_tools.workspace import Workspace
 from kawai_tools.catalog.catalog import Query
 import os

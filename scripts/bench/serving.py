@@ -37,7 +37,7 @@ from kawai_tools.api.access import Access
 from kawai_tools.api.app import build_app
 from kawai_tools.api.guard import known_by
 from kawai_tools.api.server import listen, serve
-from kawai_tools.settings import resolve
+from kawai_tools.resolving import resolve
 from kawai_tools.workspace import Workspace
 port, guarded, token = int(sys.argv[1]), sys.argv[2] == "guarded", sys.argv[3]
 workspace = Workspace(resolve({}, os.environ), serves=True)

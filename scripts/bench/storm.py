@@ -58,7 +58,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from kawai_tools.models.model import ModelList
-from kawai_tools.settings import resolve
+from kawai_tools.resolving import resolve
 from kawai_tools.workspace import Workspace
 ROWS = Workspace(resolve({}, os.environ)).models.rows()
 async def listed(request: Request) -> Response:
