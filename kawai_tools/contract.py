@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from kawai_tools.events import Event
+from kawai_tools.events import Message
 from kawai_tools.workspace import Workspace
 
 
@@ -52,13 +52,22 @@ class Nothing(msgspec.Struct, frozen=True):
 
 
 class Stream(msgspec.Struct, frozen=True):
-    """A row that answers with events; with ``dry_run`` set in the request, with a payload instead.
+    """A row that answers with events, or as its request says with a payload of the type ``payload``.
 
-    What its function returns is a :class:`~kawai_tools.transfer.pulls.Feed`.
+    What its function returns is a :class:`~kawai_tools.transfer.pulls.Feed`, or that payload: where
+    ``unless`` is a field of the request that is set, or ``when`` one that is not.
     """
 
-    event: type[Event]
-    dry_run: Any = None
+    event: type[Message]
+    payload: Any = None
+    unless: str | None = None
+    when: str | None = None
+
+    def is_meant(self, request: "Request") -> bool:
+        """Whether a request asks for events."""
+        if self.when is not None:
+            return bool(getattr(request, self.when))
+        return self.unless is None or not getattr(request, self.unless)
 
 
 R = TypeVar("R", bound=Request)

@@ -4,6 +4,7 @@ Sizes are bytes, rates bytes per second, ETAs seconds. A key whose value is not 
 ``seq`` counts from 1 within one stream. Formatting is the business of whoever shows them.
 """
 
+from datetime import datetime
 from enum import StrEnum
 
 import msgspec
@@ -60,7 +61,20 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     error: ErrorInfo | None = None
 
 
-class Event(msgspec.Struct, frozen=True, kw_only=True):
+class Message(msgspec.Struct, frozen=True, kw_only=True):
+    """What a stream may carry."""
+
+
+class LogLine(Message, frozen=True, kw_only=True):
+    """One line of a log: ``source`` is who says it, ``level`` one of debug, info, warning and error."""
+
+    time: datetime
+    level: str
+    source: str
+    message: str
+
+
+class Event(Message, frozen=True, kw_only=True):
     """What every event has, whatever the work."""
 
     status: Status

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from kawai_tools.remote import Daemon as Announced
-from kawai_tools.remote import find_daemon
+from kawai_tools.remote.daemon import Daemon as Announced
+from kawai_tools.remote.daemon import find_daemon
 
 KAWAI = (sys.executable, "-m", "kawai_tools")
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")

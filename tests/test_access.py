@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from kawai_tools.operations.table import OPERATIONS
-from kawai_tools.remote import find_daemon
+from kawai_tools.remote.daemon import find_daemon
 from tests.bundles import asset_name, host_platform, launcher_bundle
 from tests.hub import LocalHub
 from tests.program import Daemon, Program, Reply, serving

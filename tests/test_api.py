@@ -28,10 +28,10 @@ from kawai_tools.api.guard import known_by
 from kawai_tools.api.health import ALIVE, READY
 from kawai_tools.api.server import Server, listen
 from kawai_tools.contract import Level, NoRequest, Nothing, Operation, Stream
-from kawai_tools.events import FINAL, ModelPullEvent, Progress, Status, VerifyEvent
+from kawai_tools.events import FINAL, Event, ModelPullEvent, Progress, Status, VerifyEvent
 from kawai_tools.operations.pulls import PullRow
 from kawai_tools.operations.table import OPERATIONS
-from kawai_tools.remote import serve_file
+from kawai_tools.remote.daemon import serve_file
 from kawai_tools.transfer.pulls import Feed, Job, Pull
 from kawai_tools.workspace import Workspace
 from tests.hub import LocalHub
@@ -937,7 +937,7 @@ def row_of(work: Callable[[Workspace, NoRequest], object]) -> Operation[NoReques
 
 
 def test_while_nothing_changes_the_last_event_is_repeated_under_its_number(workspaces: Workspaces) -> None:
-    feed = Feed()
+    feed = Feed[Event]()
     feed.publish(lambda seq: _event(Status.DOWNLOADING, seq=seq), keep=True)
     feed.publish(lambda seq: _event(Status.DOWNLOADING, seq=seq, file="g"), keep=True)
     with (
@@ -982,7 +982,7 @@ def test_a_pull_is_not_cancelled_by_its_followers_and_other_work_is(workspaces: 
 
 def test_a_follower_that_stops_reading_costs_nothing(workspaces: Workspaces) -> None:
     """50 MB of progress pass it by; what it gets when it reads again is what fits into the sockets."""
-    feed, going = Feed(), threading.Event()
+    feed, going = Feed[Event](), threading.Event()
     feed.publish(lambda seq: _event(Status.DOWNLOADING, seq=seq), keep=True)
     address: Callable[[str], tuple[str, int]] = lambda url: ("127.0.0.1", urlsplit(url).port or 0)  # noqa: E731
     with local(workspaces(serves=True), row_of(lambda *_: feed)) as (url, _), socket.socket() as wire:

@@ -193,7 +193,7 @@ def test_what_a_row_gives_is_told(served: Served, row: Any) -> None:  # noqa: AN
         }
     else:
         assert isinstance(row.result, Stream)
-        assert set(good["200"]["content"]) == {EVENTS, *([JSON] if row.result.dry_run else [])}
+        assert set(good["200"]["content"]) == {EVENTS, *([JSON] if row.result.payload else [])}
     assert "500" not in answers
     assert {"400", "401", "403", "404", "413", "415", "421", "503"} <= set(answers)
 

@@ -24,7 +24,7 @@ from kawai_tools.api.protocol import MOST_CONNECTIONS
 from kawai_tools.api.sse import MOST_FOLLOWERS
 from kawai_tools.events import FINAL
 from kawai_tools.operations.table import OPERATIONS
-from kawai_tools.remote import serve_file
+from kawai_tools.remote.daemon import serve_file
 from tests.hub import LocalHub
 from tests.program import Daemon, Ended, Program, Reply, serving
 from tests.samples import tiny_gguf

@@ -220,7 +220,7 @@ class _Face:
             status = _status(row)
             return await self._in_thread(pool, lambda: _answer(row.run(self._workspace, asked), status))
         last_event_id(request.headers)  # refused, if it must be, before anything is begun
-        if not getattr(asked, "dry_run", False):
+        if row.result.is_meant(asked):
             self.streams.check_room()
         result = await self._in_thread(self._planners, lambda: row.run(self._workspace, asked))
         if isinstance(result, Feed):

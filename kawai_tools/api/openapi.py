@@ -90,7 +90,7 @@ def _results(row: Operation[Request]) -> list[Any]:
     if isinstance(row.result, Payload):
         return [row.result.type]
     if isinstance(row.result, Stream):
-        return [row.result.event, *([row.result.dry_run] if row.result.dry_run else [])]
+        return [row.result.event, *([row.result.payload] if row.result.payload else [])]
     return []
 
 
@@ -145,9 +145,9 @@ def _answers(row: Operation[Request], schema_of: Mapping[str, Json]) -> Json | N
     events = _content(
         "text/event-stream", {"type": "object", "required": ["data"], "properties": {"data": frame}}
     )
-    if row.result.dry_run is None:
+    if row.result.payload is None:
         return events
-    return events | _content("application/json", schema_of[repr(row.result.dry_run)])
+    return events | _content("application/json", schema_of[repr(row.result.payload)])
 
 
 def _described(name: str, summary: str, content: Json | None, status: int = 200) -> Json:

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from kawai_tools.errors import InvalidRequest, TooMany
-from kawai_tools.events import Event
+from kawai_tools.events import Message
 from kawai_tools.transfer.pulls import Feed
 
 HEARTBEAT = 10.0
@@ -49,7 +49,7 @@ class Streams:
         self.closing = False
         self.followers: set[Follower] = set()
 
-    def answer(self, feed: Feed, headers: Headers) -> ASGIApp:
+    def answer(self, feed: Feed[Message], headers: Headers) -> ASGIApp:
         """The stream of ``feed`` for a client, or 204 for one that already has its final event."""
         try:
             self.check_room()
@@ -86,7 +86,7 @@ class Follower:
     reading costs no memory. When it leaves, work that belongs to it is cancelled; a Pull goes on.
     """
 
-    def __init__(self, streams: Streams, feed: Feed, after: int, *, with_ids: bool) -> None:
+    def __init__(self, streams: Streams, feed: Feed[Message], after: int, *, with_ids: bool) -> None:
         """Tell ``feed`` from the event that follows number ``after``."""
         self._streams = streams
         self._feed = feed
@@ -157,11 +157,11 @@ class Follower:
             if not self._feed.events(self._after):
                 await send(self._message(self._feed.events()[-1:]))
 
-    def _message(self, entries: Iterable[tuple[int, Event]]) -> dict[str, object]:
+    def _message(self, entries: Iterable[tuple[int, Message]]) -> dict[str, object]:
         frames = b"".join(self._frame(seq, event) for seq, event in entries)
         return {"type": "http.response.body", "body": frames, "more_body": True}
 
-    def _frame(self, seq: int, event: Event) -> bytes:
+    def _frame(self, seq: int, event: Message) -> bytes:
         data = b"data: " + msgspec.json.encode(event) + b"\n\n"
         return b"id: %d\n%b" % (seq, data) if self._with_ids else data
 

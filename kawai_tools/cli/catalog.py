@@ -56,6 +56,8 @@ def list_(
 
 
 def _tell_problems(this: Invocation) -> None:
+    if this.is_remote:  # whoever runs that one is told there
+        return
     for problem in this.workspace.catalog.problems():
         this.output.warn(f"{'left out: ' if problem.refused else ''}{problem}")
 

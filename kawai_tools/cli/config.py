@@ -6,7 +6,7 @@ import msgspec
 import typer
 
 from kawai_tools.cli import text
-from kawai_tools.cli.groups import LAZY, KawaiCommand, group
+from kawai_tools.cli.groups import LAZY, LocalCommand, group
 from kawai_tools.cli.invocation import invocation
 from kawai_tools.cli.output import Output
 from kawai_tools.cli.text import Column
@@ -33,14 +33,14 @@ def rows(settings: Settings) -> list[SettingRow]:
     ]
 
 
-@app.command(cls=KawaiCommand)
+@app.command(cls=LocalCommand)
 def show(context: typer.Context) -> None:
     """Show every setting and where it comes from. With --verbose also what each is for."""
     this = invocation(context)
     this.output.payload(rows(this.settings), lambda found: _shown(this.output, found))
 
 
-@app.command(cls=KawaiCommand)
+@app.command(cls=LocalCommand)
 def path(context: typer.Context) -> None:
     """Print the path of the configuration file. It need not exist."""
     this = invocation(context)

@@ -1,4 +1,4 @@
-"""Following a feed of events that this process owns, to its end or to Ctrl-C."""
+"""Following a feed of events: one that this process owns to its end or to Ctrl-C, another's as it comes."""
 
 import signal
 import time
@@ -15,6 +15,7 @@ from kawai_tools.cli.progress import Renderer, renderer
 from kawai_tools.errors import EXIT_INTERRUPTED, ErrorInfo, from_info
 from kawai_tools.events import FINAL, Event, LibsPullEvent, ModelPullEvent, PullEvent, Status
 from kawai_tools.models.model import PlanPayload
+from kawai_tools.remote.feed import RemoteFeed
 
 if TYPE_CHECKING:
     from kawai_tools.transfer.pulls import Feed
@@ -57,7 +58,7 @@ def stoppable() -> Iterator[Stop]:
 
 
 def follow(
-    this: Invocation, feed: "Feed", stop: Stop, told: Callable[[Event], None] = lambda _: None
+    this: Invocation, feed: "Feed[Event]", stop: Stop, told: Callable[[Event], None] = lambda _: None
 ) -> Iterator[Event]:
     """Show every event and yield the final ones; a signal cancels the work and awaits its end."""
     shown = renderer(this.output)
@@ -74,7 +75,36 @@ def follow(
             _await_end(feed)
 
 
-def _until_stopped(feed: "Feed", stop: Stop, shown: Renderer) -> Iterator[Event]:
+def finals(this: Invocation, feed: "Feed[Event] | RemoteFeed", stop: Stop) -> Iterator[Event]:
+    """Show every event, wherever the work is done, and yield the final ones."""
+    return watch(this, feed) if isinstance(feed, RemoteFeed) else follow(this, feed, stop)
+
+
+def watch(
+    this: Invocation, feed: "RemoteFeed", told: Callable[[Event], None] = lambda _: None
+) -> Iterator[Event]:
+    """Show every event of what runs elsewhere, and yield the final ones; Ctrl-C ends the watching only."""
+    shown = renderer(this.output)
+    feed.on_drop = lambda error: this.output.note(f"{error.message}; trying again")
+    try:
+        for event in feed.follow():
+            if not isinstance(event, Event):
+                shown.tick()
+                continue
+            told(event)
+            shown.show(event)
+            if event.status in FINAL:
+                yield event
+    except KeyboardInterrupt:
+        shown.close()
+        if feed.pull is not None:
+            this.output.note(f"the pull goes on; {feed.peer.attaching(feed.pull.pull)}")
+        raise
+    finally:
+        shown.close()
+
+
+def _until_stopped(feed: "Feed[Event]", stop: Stop, shown: Renderer) -> Iterator[Event]:
     deadline: float | None = None
     for event in feed.follow(heartbeat=_GLANCE):
         if stop.signal is not None and deadline is None:
@@ -88,7 +118,7 @@ def _until_stopped(feed: "Feed", stop: Stop, shown: Renderer) -> Iterator[Event]
             shown.tick()
 
 
-def _await_end(feed: "Feed") -> None:
+def _await_end(feed: "Feed[Event]") -> None:
     deadline = time.monotonic() + PATIENCE
     for _ in feed.follow(heartbeat=_GLANCE):
         if feed.closed or time.monotonic() > deadline:
@@ -96,16 +126,23 @@ def _await_end(feed: "Feed") -> None:
 
 
 _KEPT = "what was fetched is kept, and running the same command again goes on from there"
+_KEPT_THERE = "what was fetched is kept, and pulling it again goes on from there"
 
 
-def follow_pull(this: Invocation, feed: "Feed", told: Callable[[Event], None] = lambda _: None) -> Event:
-    """Follow a pull of this process to its good end, and give its last event; ``told`` sees each first.
+def follow_pull(
+    this: Invocation, feed: "Feed[Event] | RemoteFeed", told: Callable[[Event], None] = lambda _: None
+) -> Event:
+    """Follow a pull to its good end, and give its last event; ``told`` sees each first.
 
     Leaves with an exit code where it was cancelled, and raises the error of one that failed.
     """
+    last = None
+    if isinstance(feed, RemoteFeed):
+        for last in watch(this, feed, told):  # noqa: B007 - the last one is told of
+            pass
+        return ended_well(this, last, kept=_KEPT_THERE)
     with stoppable() as stop:
-        last = None
-        for last in follow(this, feed, stop, told):  # noqa: B007 - the last one is told of
+        for last in follow(this, feed, stop, told):  # noqa: B007 - as above
             pass
     return ended_well(this, last, stop.exit_code)
 
@@ -130,7 +167,7 @@ def end_pull(this: Invocation, answer: object) -> None:
     if isinstance(answer, PlanPayload):
         this.output.payload(answer, lambda plan: showing.plan(this.output, plan))
     else:
-        tell_installed(this, follow_pull(this, cast("Feed", answer)))
+        tell_installed(this, follow_pull(this, cast("Feed[Event]", answer)))
 
 
 def build_ending(event: LibsPullEvent, before: str | None = None) -> str:
@@ -146,11 +183,17 @@ def build_ending(event: LibsPullEvent, before: str | None = None) -> str:
 def tell_installed(this: Invocation, event: Event) -> None:
     """Say where a model is, or which build is active."""
     if isinstance(event, ModelPullEvent):
-        path = this.workspace.layout.file(event.model_files[0]) if event.model_files else "the store"
         words = "is already here:" if event.status is Status.EXISTS else "is installed:"
-        this.output.result(f"{event.id} {words} {path}")
+        this.output.result(f"{event.id} {words} {_place(this, event)}")
     elif isinstance(event, LibsPullEvent):
         this.output.result(build_ending(event))
+
+
+def _place(this: Invocation, event: ModelPullEvent) -> str:
+    """Where a model is, as far as this machine knows."""
+    if this.is_remote:
+        return this.settings.server or ""
+    return str(this.workspace.layout.file(event.model_files[0])) if event.model_files else "the store"
 
 
 def fail(this: Invocation, error: ErrorInfo) -> None:

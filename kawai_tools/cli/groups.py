@@ -50,7 +50,7 @@ def _global_option(name: str, help_text: str, metavar: str | None = None) -> Typ
 
 def _take(run: Invocation, name: str, value: str | bool | None) -> None:
     if isinstance(value, str):
-        run.flag(name, value)
+        run.flag(name.replace("-", "_"), value)
     elif name == "offline":
         run.flags["offline"] = True
     else:
@@ -58,6 +58,8 @@ def _take(run: Invocation, name: str, value: str | bool | None) -> None:
 
 
 GLOBAL_OPTIONS = (
+    _global_option("server", "Carry it out on the kawai that serves there.", "URL"),
+    _global_option("token-file", "The file with the token for that kawai.", "FILE"),
     _global_option("home", "Keep and find everything of kawai under this directory.", "DIR"),
     _global_option("json", "Print what the HTTP API would answer, as JSON."),
     _global_option("quiet", "Print results and errors only."),
@@ -118,6 +120,19 @@ class KawaiCommand(TyperCommand):
     def format_options(self, ctx: "Context", formatter: "HelpFormatter") -> None:
         """Arguments, own options, global options."""
         _write_options(self, ctx, formatter)
+
+
+class LocalCommand(KawaiCommand):
+    """A command that nobody can carry out on another machine."""
+
+    def invoke(self, ctx: "Context") -> object:
+        """Refuse where another kawai is named."""
+        from kawai_tools.cli.running import require_here  # noqa: PLC0415 - help needs none
+
+        this = ctx.find_root().obj
+        if isinstance(this, Invocation):
+            require_here(this, ctx.command_path.removeprefix("kawai "))
+        return super().invoke(ctx)
 
 
 class KawaiGroup(TyperGroup):

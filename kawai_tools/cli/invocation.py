@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 import typer
 
 from kawai_tools.cli.output import Output
-from kawai_tools.errors import UsageError
+from kawai_tools.errors import NoServer, UsageError
 from kawai_tools.resolving import resolve
 from kawai_tools.settings import KEYS, Settings
 
 if TYPE_CHECKING:
+    from kawai_tools.remote.peer import Peer
     from kawai_tools.workspace import Workspace
 
 
@@ -60,6 +61,32 @@ class Invocation:
         from kawai_tools.workspace import Workspace  # noqa: PLC0415 - help needs none
 
         return Workspace(self.settings)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether another kawai is named, on which all is to be carried out; asked before flags are taken."""
+        return bool(self.flags.get("server") or self.environ.get("KAWAI_SERVER"))
+
+    def peer(self) -> "Peer":
+        """The kawai that is asked: the one that is named, else the daemon of this home.
+
+        Raises ``NoServer`` where there is none, and ``InvalidConfig`` for a token that cannot be had.
+        """
+        from kawai_tools.remote.daemon import find_daemon  # noqa: PLC0415 - most commands ask nobody
+        from kawai_tools.remote.peer import Peer  # noqa: PLC0415
+
+        if self.is_remote:
+            return Peer.of_settings(self.settings)
+        daemon = find_daemon(self.settings.state_dir)
+        if daemon is None:
+            raise NoServer("no kawai server runs on this home", "start one with kawai serve")
+        return Peer.of_daemon(daemon, self.settings.state_dir)
+
+    def serves(self) -> bool:
+        """Whether there is a kawai to ask."""
+        from kawai_tools.remote.daemon import find_daemon  # noqa: PLC0415
+
+        return self.is_remote or find_daemon(self.settings.state_dir) is not None
 
     def keep_log(self) -> None:
         """Send what the core logs to its file: only work that runs in threads logs."""

@@ -124,7 +124,7 @@ def pull(  # noqa: PLR0913, PLR0917 - one parameter for each thing that can be t
             before.append(event.current)
             _announce(this, event)
 
-    last = follow_pull(this, cast("Feed", answer), told)
+    last = follow_pull(this, cast("Feed[Event]", answer), told)
     if isinstance(last, LibsPullEvent):
         this.output.result(build_ending(last, before[0] if before else None))
 

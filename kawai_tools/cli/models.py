@@ -1,5 +1,6 @@
 """``kawai models``: the installed models."""
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
@@ -13,7 +14,9 @@ from kawai_tools.cli.running import ask, run, run_or_none
 from kawai_tools.errors import OUTCOMES, ErrorType, InUse, UsageError
 
 if TYPE_CHECKING:
+    from kawai_tools.events import Event
     from kawai_tools.models.model import LoadedModel, ModelDetails, ModelList
+    from kawai_tools.remote.feed import RemoteFeed
     from kawai_tools.transfer.pulls import Feed
 
 app = group(LAZY["models"])
@@ -179,7 +182,7 @@ def rm(
     try:
         run(this, MODELS_REMOVE, request)
     except InUse:
-        if not force:
+        if not force or this.is_remote:
             raise
         ask(this, MODELS_REMOVE, request)  # what uses it can only be ended by its owner
     this.output.note(f"removed {model}")
@@ -201,11 +204,11 @@ def verify(
 
     this = invocation(context)
     this.keep_log()
-    feed = cast("Feed", run(this, MODELS_VERIFY, VerifyRequest(model)))
-    with following.stoppable() as stop:
+    feed = cast("Feed[Event] | RemoteFeed", run(this, MODELS_VERIFY, VerifyRequest(model)))
+    with following.stoppable() if not this.is_remote else nullcontext(following.Stop()) as stop:
         codes = [
             showing.verified(this.output, event)
-            for event in following.follow(this, feed, stop)
+            for event in following.finals(this, feed, stop)
             if stop.signal is None
         ]
     failed = next((code for code in codes if code), 0)

@@ -1,4 +1,4 @@
-"""``kawai pulls``: the pulls of the daemon of this home."""
+"""``kawai pulls``: the pulls of a kawai that serves."""
 
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -6,14 +6,12 @@ import typer
 
 from kawai_tools.cli import showing
 from kawai_tools.cli.groups import LAZY, KawaiCommand, group
-from kawai_tools.cli.invocation import Invocation, invocation
+from kawai_tools.cli.invocation import invocation
 from kawai_tools.cli.running import run, run_or_none
-from kawai_tools.errors import EXIT_INTERRUPTED
-from kawai_tools.events import FINAL, Event
 
 if TYPE_CHECKING:
     from kawai_tools.operations.pulls import PullRow
-    from kawai_tools.remote import RemoteFeed
+    from kawai_tools.remote.feed import RemoteFeed
 
 app = group(LAZY["pulls"])
 
@@ -35,33 +33,11 @@ def list_(context: typer.Context) -> None:
 @app.command(cls=KawaiCommand)
 def attach(context: typer.Context, pull: PullId) -> None:
     """Follow a pull to its end. Ctrl-C leaves it running."""
-    from kawai_tools.cli.following import ended_well, tell_installed  # noqa: PLC0415
+    from kawai_tools.cli.following import follow_pull, tell_installed  # noqa: PLC0415
     from kawai_tools.operations.pulls import PULLS_ATTACH, PullIdRequest  # noqa: PLC0415
 
     this = invocation(context)
-    try:
-        last = _watch(this, cast("RemoteFeed", run(this, PULLS_ATTACH, PullIdRequest(pull))))
-    except KeyboardInterrupt:
-        this.output.note(f"the pull goes on; kawai pulls attach {pull} follows it again")
-        raise typer.Exit(EXIT_INTERRUPTED) from None
-    kept = "what was fetched is kept, and pulling it again goes on from there"
-    tell_installed(this, ended_well(this, last, kept=kept))
-
-
-def _watch(this: Invocation, feed: "RemoteFeed") -> Event | None:
-    from kawai_tools.cli.progress import renderer  # noqa: PLC0415
-
-    shown, last = renderer(this.output), None
-    try:
-        for event in feed.follow():
-            if event is None:
-                shown.tick()
-                continue
-            shown.show(event)
-            last = event if event.status in FINAL else None
-    finally:
-        shown.close()
-    return last
+    tell_installed(this, follow_pull(this, cast("RemoteFeed", run(this, PULLS_ATTACH, PullIdRequest(pull)))))
 
 
 @app.command(cls=KawaiCommand)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from signal import ITIMER_REAL, SIGALRM, setitimer, signal
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Protocol, cast
 
 import msgspec
 import typer
@@ -17,15 +17,15 @@ from kawai_tools.cli.groups import LAZY, KawaiCommand
 from kawai_tools.cli.invocation import Invocation, invocation
 from kawai_tools.cli.output import Output, is_terminal
 from kawai_tools.cli.running import run as run_row
-from kawai_tools.errors import InvalidRequest, KawaiError, ModelNotFound, NoEngine, UsageError
+from kawai_tools.errors import EntryNotFound, InvalidRequest, KawaiError, ModelNotFound, NoEngine, UsageError
 from kawai_tools.values import ENGINES
 
 if TYPE_CHECKING:
+    from kawai_tools.catalog.entries import CatalogDetails
+    from kawai_tools.events import Event
     from kawai_tools.libs.bundle import LibsPlanPayload
-    from kawai_tools.models.model import PlanPayload
-    from kawai_tools.models.records import Entry
+    from kawai_tools.models.model import ModelDetails, PlanPayload
     from kawai_tools.transfer.pulls import Feed
-    from kawai_tools.workspace import Workspace
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -61,15 +61,15 @@ def run(
         prompt = _checked(prompt)
     elif not is_terminal(sys.stdin):
         prompt = _piped()
-    from kawai_tools.remote import find_daemon  # noqa: PLC0415
-
+    if this.is_remote and engine is not None:
+        raise UsageError("--engine runs the model here, and --server names another kawai", "leave one out")
     this.keep_log()
-    name = _installed(this, model, yes=yes).record.id
-    chats = _chats(this.workspace, name)
-    if engine is not None or find_daemon(this.settings.state_dir) is None:
+    details = _installed(this, model, yes=yes)
+    chats = _chats(details)
+    if engine is not None or not this.serves():
         _ensure_engine(this, yes=yes)
-    with talking.answering(this, name, alone=engine is not None) as place:
-        talk = Talk(this.output, place, name, chats=chats)
+    with talking.answering(this, details.id, alone=engine is not None) as place:
+        talk = Talk(this.output, place, details.id, chats=chats)
         talk.load()
         if prompt is None:
             talk.hold()
@@ -80,54 +80,57 @@ def run(
 # what is missing is fetched
 
 
-def _installed(this: Invocation, words: str, *, yes: bool) -> "Entry":
+def _installed(this: Invocation, words: str, *, yes: bool) -> "ModelDetails":
     """The model that is meant; pulled first, if need be."""
     from kawai_tools.cli.following import follow_pull  # noqa: PLC0415
-    from kawai_tools.operations.catalog import CATALOG_PULL, CatalogPullRequest  # noqa: PLC0415
-    from kawai_tools.operations.models import MODELS_PULL, PullRequest  # noqa: PLC0415
-    from kawai_tools.refs import parse_model  # noqa: PLC0415
 
-    store, catalog = this.workspace.models, this.workspace.catalog
     try:
-        return store.find(parse_model(words))
+        return _details(this, words)
     except (ModelNotFound, InvalidRequest) as error:
-        listed = catalog.get(words)
-        if listed is None and "/" not in words:
+        pull = _pull_of(this, words)
+        if pull is None:
             raise
-        source = _source(this, words if listed is None else listed.source)
-        if source is None:
-            raise
-        known = store.index.by_sources([source]).get(source, [])
-        if here := next((entry for entry in known if entry.present), None):
-            return here
         missing = error if isinstance(error, ModelNotFound) else ModelNotFound(f"{words} is not installed")
     if not yes:
+        plan = cast("PlanPayload", pull(dry_run=True))
+        if plan.exists:
+            return _details(this, plan.id)
         _check_asking(missing)
-        dry = (
-            run_row(this, CATALOG_PULL, CatalogPullRequest(listed.row.id, dry_run=True))
-            if listed
-            else run_row(this, MODELS_PULL, PullRequest(words, dry_run=True))
-        )
-        plan = cast("PlanPayload", dry)
         _consent(this, f"{plan.id} is not installed ({text.size(plan.total)}). Pull it?")
-    feed = (
-        run_row(this, CATALOG_PULL, CatalogPullRequest(listed.row.id))
-        if listed
-        else run_row(this, MODELS_PULL, PullRequest(words))
+    last = follow_pull(this, cast("Feed[Event]", pull(dry_run=False)))
+    return _details(this, str(getattr(last, "id", words)))
+
+
+def _details(this: Invocation, words: str) -> "ModelDetails":
+    from kawai_tools.operations.models import MODELS_SHOW, ModelRequest  # noqa: PLC0415 - help needs none
+
+    return cast("ModelDetails", run_row(this, MODELS_SHOW, ModelRequest(words)))
+
+
+def _pull_of(this: Invocation, words: str) -> "Pulling | None":
+    """How a model that is not installed is pulled: from the catalog, else a source, if it is either."""
+    from kawai_tools.operations.catalog import (  # noqa: PLC0415
+        CATALOG_PULL,
+        CATALOG_SHOW,
+        CatalogPullRequest,
+        EntryRequest,
     )
-    last = follow_pull(this, cast("Feed", feed))
-    return store.find(parse_model(str(getattr(last, "id", words))))
-
-
-def _source(this: Invocation, words: str) -> str | None:
-    """What a model is remembered by that is pulled by these words; ``None`` for words that name no source."""
-    from kawai_tools.models.choosing import words_of  # noqa: PLC0415
-    from kawai_tools.refs import parse_source  # noqa: PLC0415
+    from kawai_tools.operations.models import MODELS_PULL, PullRequest  # noqa: PLC0415
 
     try:
-        return words_of(parse_source(words, this.settings.hub_endpoint))
-    except KawaiError:
-        return None
+        entry = cast("CatalogDetails", run_row(this, CATALOG_SHOW, EntryRequest(words)))
+    except (EntryNotFound, InvalidRequest):
+        if "/" not in words:
+            return None
+        return lambda *, dry_run: run_row(this, MODELS_PULL, PullRequest(words, dry_run=dry_run))
+    return lambda *, dry_run: run_row(this, CATALOG_PULL, CatalogPullRequest(entry.id, dry_run=dry_run))
+
+
+class Pulling(Protocol):
+    """Pulls a model, or says what that would fetch."""
+
+    def __call__(self, *, dry_run: bool) -> object:
+        """A plan, or a feed."""
 
 
 def _ensure_engine(this: Invocation, *, yes: bool) -> None:
@@ -147,7 +150,7 @@ def _ensure_engine(this: Invocation, *, yes: bool) -> None:
             _check_asking(error)
             plan = cast("LibsPlanPayload", run_row(this, LIBS_PULL, LibsPullRequest(dry_run=True)))
             _consent(this, f"No llama.cpp is installed. Pull {plan.id} ({text.size(plan.total)})?")
-        follow_pull(this, cast("Feed", run_row(this, LIBS_PULL, LibsPullRequest())))
+        follow_pull(this, cast("Feed[Event]", run_row(this, LIBS_PULL, LibsPullRequest())))
 
 
 def _check_asking(missing: KawaiError) -> None:
@@ -193,20 +196,18 @@ def _no_text() -> UsageError:
     return UsageError("the prompt is not UTF-8", "iconv converts text")
 
 
-def _chats(workspace: "Workspace", model_id: str) -> bool:
+def _chats(details: "ModelDetails") -> bool:
     """Whether a model takes a conversation; else it goes on with a text.
 
     Raises ``UsageError`` for one that does neither.
     """
-    from kawai_tools.refs import parse_model  # noqa: PLC0415
-
-    endpoint = workspace.models.show(parse_model(model_id)).capabilities.endpoint
+    endpoint = details.capabilities.endpoint
     if endpoint not in {"chat", "completion"}:
         what = {"embeddings": "makes embeddings", "rerank": "ranks documents"}.get(
             endpoint, "answers nothing"
         )
         raise UsageError(
-            f"{model_id} {what}, and cannot be talked to",
+            f"{details.id} {what}, and cannot be talked to",
             f"kawai serve answers POST /v1/{endpoint} with it",
         )
     return endpoint == "chat"

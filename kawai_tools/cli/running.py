@@ -1,8 +1,8 @@
-"""How a command runs a row of the table: here, or in the daemon of this home."""
+"""How a command runs a row of the table: here, in the daemon of this home, or on another kawai."""
 
 from typing import TYPE_CHECKING, TypeVar
 
-from kawai_tools.errors import NoServer
+from kawai_tools.errors import LocalOnly, NoServer
 
 if TYPE_CHECKING:
     from kawai_tools.cli.invocation import Invocation
@@ -14,27 +14,40 @@ R = TypeVar("R", bound="Request")
 def run(this: "Invocation", row: "Operation[R]", request: R) -> object:
     """Carry out a row; give its payload, ``None``, or a feed of events.
 
-    Raises what the row raises, and ``NoServer`` where it needs one.
+    Raises what the row raises, ``NoServer`` where it needs one, and ``LocalOnly`` for a row without a route
+    that is wanted of another kawai.
     """
     from kawai_tools.contract import Where  # noqa: PLC0415 - help runs no row
 
+    if this.is_remote:
+        if row.path is None:
+            require_here(this, row.name.replace(".", " "))
+        return ask(this, row, request)
     return ask(this, row, request) if row.where is Where.SERVER else row.run(this.workspace, request)
 
 
 def ask(this: "Invocation", row: "Operation[R]", request: R) -> object:
-    """Have the daemon of this home carry out a row. Raises ``NoServer`` where there is none."""
-    from kawai_tools import remote  # noqa: PLC0415 - most rows run here
+    """Have a kawai that serves carry out a row. Raises ``NoServer`` where there is none."""
+    from kawai_tools.remote import executing  # noqa: PLC0415 - most rows run here
 
-    daemon = remote.find_daemon(this.settings.state_dir)
-    if daemon is None:
-        raise NoServer("no kawai server runs on this home", "start one with kawai serve")
-    return remote.run(row, request, daemon)
+    return executing.run(row, request, this.peer())
+
+
+def require_here(this: "Invocation", command: str) -> None:
+    """Raise ``LocalOnly`` where another kawai is named, for what nobody can do for another machine."""
+    if this.is_remote:
+        raise LocalOnly(
+            f"kawai {command} works on this machine only, and another kawai is named",
+            "leave out --server (KAWAI_SERVER)",
+        )
 
 
 def run_or_none(this: "Invocation", row: "Operation[R]", request: R, without: str) -> object:
-    """As :func:`run`; where no daemon runs an empty list, and ``without`` on stderr."""
+    """As :func:`run`; where no daemon runs here an empty list, and ``without`` on stderr."""
     try:
         return run(this, row, request)
     except NoServer:
+        if this.is_remote:
+            raise
         this.output.warn(without)
         return []

@@ -14,11 +14,11 @@ import msgspec
 import typer
 
 from kawai_tools import __version__
-from kawai_tools.cli.groups import LAZY, KawaiCommand
+from kawai_tools.cli.groups import LAZY, LocalCommand
 from kawai_tools.cli.invocation import Invocation, invocation
 from kawai_tools.errors import AlreadyServing, InvalidRequest, KawaiError, UsageError
 from kawai_tools.files import make_directory, write_atomically
-from kawai_tools.remote import Daemon, find_daemon, serve_file, serve_lock
+from kawai_tools.remote.daemon import Daemon, find_daemon, serve_file, serve_lock
 
 if TYPE_CHECKING:
     from kawai_tools.files import Lock
@@ -33,7 +33,7 @@ PATIENCE = 5.0
 _LOCK_PATIENCE = 1.0
 
 
-@app.command(cls=KawaiCommand, help=LAZY["serve"])
+@app.command(cls=LocalCommand, help=LAZY["serve"])
 def serve(  # noqa: PLR0913, PLR0917 - one parameter for each thing that can be typed
     context: typer.Context,
     host: Annotated[

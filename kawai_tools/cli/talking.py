@@ -1,4 +1,4 @@
-"""Where a model answers, the daemon of this home or a pool of this process, and how its answer is shown.
+"""Where a model answers, a kawai that serves or a pool of this process, and how its answer is shown.
 
 Either way the main thread, where Ctrl-C arrives, waits for nothing that Ctrl-C could not interrupt.
 """
@@ -23,7 +23,6 @@ from kawai_tools.errors import (
     ErrorBody,
     InvalidRequest,
     KawaiError,
-    NoServer,
     from_info,
 )
 
@@ -137,7 +136,7 @@ def _error_of(data: bytes) -> KawaiError:
 
 
 class Elsewhere:
-    """The daemon of this home."""
+    """A kawai that serves: the daemon of this home, or another."""
 
     def __init__(self, this: "Invocation", model_id: str) -> None:
         """It is looked for at each question: it may have been started anew."""
@@ -161,12 +160,9 @@ class Elsewhere:
 
     def ask(self, path: str, body: bytes) -> Generator[bytes, None, None]:
         """Post a body to a route of inference; the answer as it comes."""
-        from kawai_tools.remote import find_daemon, stream  # noqa: PLC0415 - only with a daemon
+        from kawai_tools.remote.executing import stream  # noqa: PLC0415 - only with a daemon
 
-        daemon = find_daemon(self._this.settings.state_dir)
-        if daemon is None:
-            raise NoServer("the kawai server of this home has ended", "start one with kawai serve")
-        yield from stream(daemon, path, body)
+        yield from stream(self._this.peer(), path, body)
 
 
 class Here:
@@ -242,10 +238,8 @@ class Here:
 
 @contextmanager
 def answering(this: "Invocation", model_id: str, *, alone: bool) -> Iterator[Elsewhere | Here]:
-    """Where a model answers: the daemon of this home, if there is one and it is not to be ``alone``."""
-    from kawai_tools.remote import find_daemon  # noqa: PLC0415
-
-    if not alone and find_daemon(this.settings.state_dir) is not None:
+    """Where a model answers: a kawai that serves, if there is one and this is not to be ``alone``."""
+    if not alone and this.serves():
         yield Elsewhere(this, model_id)
         return
     with _ending_well():

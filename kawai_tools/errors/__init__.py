@@ -16,6 +16,7 @@ An error knows its stable ``code``, its ``message`` (what happened to what), an 
     │   ├── InvalidBody
     │   ├── InvalidConfig
     │   ├── UsageError
+    │   ├── LocalOnly
     │   ├── MethodNotAllowed
     │   ├── RequestTimeout
     │   ├── BodyTooLarge
@@ -58,6 +59,8 @@ An error knows its stable ``code``, its ``message`` (what happened to what), an 
     │   ├── BadRedirect
     │   ├── BadCertificate
     │   ├── BadResponse
+    │   ├── NotKawai
+    │   ├── VersionSkew
     │   ├── EntryGone
     │   └── EngineFailed
     ├── Integrity           bytes that are not what they should be

@@ -42,6 +42,10 @@ class UsageError(InvalidRequest, code="usage"):
     """A command line that makes no sense."""
 
 
+class LocalOnly(InvalidRequest):
+    """What works on this machine only, where another kawai is named."""
+
+
 class MethodNotAllowed(InvalidRequest, status=405):
     """The path exists, the method does not."""
 

@@ -37,6 +37,14 @@ class BadResponse(Upstream):
     """An answer that breaks its protocol."""
 
 
+class NotKawai(Upstream):
+    """Something answers where a kawai was named, and it is none."""
+
+
+class VersionSkew(Upstream):
+    """A kawai of another version, which is not understood."""
+
+
 class EntryGone(Upstream):
     """A file of a catalog entry that the hub no longer has."""
 

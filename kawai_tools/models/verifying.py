@@ -18,7 +18,7 @@ from kawai_tools.errors import (
     ModelNotFound,
     Unavailable,
 )
-from kawai_tools.events import FileCheck, Status, VerifyEvent
+from kawai_tools.events import Event, FileCheck, Status, VerifyEvent
 from kawai_tools.files import Lock, existing_parent
 from kawai_tools.models.claims import in_use, release_use
 from kawai_tools.models.records import Entry, FileRecord, now
@@ -30,7 +30,7 @@ from kawai_tools.transfer.pulls import PROGRESS_INTERVAL, Feed
 BUFFER = 1 << 20
 
 
-def verify(store: Store, ref: ModelRef | None) -> Feed:
+def verify(store: Store, ref: ModelRef | None) -> Feed[Event]:
     """Verify one model, or all in id order; each ends in its own ``verified`` or ``failed``.
 
     Raises ``ModelNotFound`` or ``Ambiguous`` before anything begins.
@@ -38,7 +38,7 @@ def verify(store: Store, ref: ModelRef | None) -> Feed:
     entries = [store.find(ref)] if ref else [entry for entry in store.index.all() if entry.present]
     if entries:
         store.require_mounted()
-    feed = Feed()
+    feed = Feed[Event]()
 
     def run() -> None:
         try:
@@ -57,7 +57,7 @@ def verify(store: Store, ref: ModelRef | None) -> Feed:
 class _Verification:
     """One model being verified."""
 
-    def __init__(self, store: Store, entry: Entry, feed: Feed) -> None:
+    def __init__(self, store: Store, entry: Entry, feed: Feed[Event]) -> None:
         self.store, self.record, self.feed = store, entry.record, feed
         self.total = sum(file.size for file in self.record.files)
         self.done = 0

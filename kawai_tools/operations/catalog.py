@@ -8,7 +8,7 @@ from kawai_tools.catalog.catalog import CAPABILITIES, Query
 from kawai_tools.catalog.entries import CatalogDetails, CatalogRow, CatalogUpdate
 from kawai_tools.contract import Level, NoRequest, Operation, Payload, Request, Stream
 from kawai_tools.errors import EntryNotFound, InvalidId, KawaiError
-from kawai_tools.events import ModelPullEvent
+from kawai_tools.events import Event, ModelPullEvent
 from kawai_tools.models.model import PlanPayload
 from kawai_tools.operations.pace import Connections, Rate, check_connections, rate_of
 from kawai_tools.refs import parse_model, parse_source
@@ -89,7 +89,7 @@ def _is_source(workspace: Workspace, words: str) -> bool:
     return True
 
 
-def _pull(workspace: Workspace, request: CatalogPullRequest) -> "Feed | PlanPayload":
+def _pull(workspace: Workspace, request: CatalogPullRequest) -> "Feed[Event] | PlanPayload":
     from kawai_tools.catalog.planning import job_of, plan_entry  # noqa: PLC0415 - a list plans nothing
 
     check_connections(request.connections)
@@ -144,7 +144,7 @@ CATALOG_PULL = Operation(
     method="POST",
     path="/v1/catalog/pull/{model}",
     request=CatalogPullRequest,
-    result=Stream(ModelPullEvent, dry_run=PlanPayload),
+    result=Stream(ModelPullEvent, PlanPayload, unless="dry_run"),
     level=Level.CATALOG_PULL,
     run=_pull,
     summary="Pull a model of the catalog",

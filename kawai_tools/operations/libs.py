@@ -7,7 +7,7 @@ from msgspec import Meta
 
 from kawai_tools.contract import Level, NoRequest, Nothing, Operation, Payload, Request, Stream
 from kawai_tools.errors import InvalidRequest, KawaiError
-from kawai_tools.events import LibsPullEvent
+from kawai_tools.events import Event, LibsPullEvent
 from kawai_tools.libs.builds import Wish, guess
 from kawai_tools.libs.bundle import Available, Libs, LibsPlanPayload
 from kawai_tools.libs.platforms import Arch, Os, Processor
@@ -121,7 +121,7 @@ def _show(workspace: Workspace, request: LibsRequest) -> Libs:
     )
 
 
-def _pull(workspace: Workspace, request: LibsPullRequest) -> "Feed | LibsPlanPayload":
+def _pull(workspace: Workspace, request: LibsPullRequest) -> "Feed[Event] | LibsPlanPayload":
     from kawai_tools.libs.planning import LibsWish  # noqa: PLC0415 - what only shows plans nothing
 
     check_connections(request.connections)
@@ -190,7 +190,7 @@ LIBS_PULL = Operation(
     method="POST",
     path="/v1/libs/pull",
     request=LibsPullRequest,
-    result=Stream(LibsPullEvent, dry_run=LibsPlanPayload),
+    result=Stream(LibsPullEvent, LibsPlanPayload, unless="dry_run"),
     level=Level.ADMIN,
     run=_pull,
     summary="Install a build of llama.cpp, try it, and use it",

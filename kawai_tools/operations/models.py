@@ -7,7 +7,7 @@ import msgspec
 
 from kawai_tools.contract import Level, NoRequest, Nothing, Operation, Payload, Request, Stream, Where
 from kawai_tools.errors import InUse, InvalidSource, LocalPath
-from kawai_tools.events import ModelPullEvent, VerifyEvent
+from kawai_tools.events import Event, ModelPullEvent, VerifyEvent
 from kawai_tools.models.model import LoadedModel, ModelDetails, ModelList, PlanPayload
 from kawai_tools.operations.pace import Connections, Rate, check_connections, rate_of
 from kawai_tools.refs import parse_model
@@ -102,7 +102,7 @@ def _index(workspace: Workspace, _: NoRequest) -> None:
     workspace.models.reindex()
 
 
-def _pull(workspace: Workspace, request: PullRequest) -> "Feed | PlanPayload":
+def _pull(workspace: Workspace, request: PullRequest) -> "Feed[Event] | PlanPayload":
     check_connections(request.connections)
     rate = rate_of(request.limit_rate)
     try:
@@ -132,7 +132,7 @@ def _remove(workspace: Workspace, request: RemoveRequest) -> None:
             reopen()
 
 
-def _verify(workspace: Workspace, request: VerifyRequest) -> "Feed":
+def _verify(workspace: Workspace, request: VerifyRequest) -> "Feed[Event]":
     from kawai_tools.models.verifying import verify  # noqa: PLC0415 - a list verifies nothing
 
     return verify(workspace.models, None if request.model is None else parse_model(request.model))
@@ -208,7 +208,7 @@ MODELS_PULL = Operation(
     method="POST",
     path="/v1/models/pull",
     request=PullRequest,
-    result=Stream(ModelPullEvent, dry_run=PlanPayload),
+    result=Stream(ModelPullEvent, PlanPayload, unless="dry_run"),
     level=Level.ADMIN,
     run=_pull,
     summary="Pull a model from a hub or a URL",

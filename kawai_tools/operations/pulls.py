@@ -7,7 +7,7 @@ import msgspec
 
 from kawai_tools.contract import Level, NoRequest, Nothing, Operation, Payload, Request, Stream, Where
 from kawai_tools.errors import ErrorInfo
-from kawai_tools.events import PullEvent, Status
+from kawai_tools.events import Event, PullEvent, Status
 from kawai_tools.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def _pull_row(pull: "Pull") -> PullRow:
     )
 
 
-def _attach(workspace: Workspace, request: PullIdRequest) -> "Feed":
+def _attach(workspace: Workspace, request: PullIdRequest) -> "Feed[Event]":
     return workspace.pulls.get(request.pull)
 
 

@@ -11,6 +11,7 @@ import ipaddress
 import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote, unquote, urljoin, urlsplit
@@ -23,6 +24,8 @@ from kawai_tools.transfer.wire import Cancelled, Connection, Pool, Timeouts
 __all__ = ["REDIRECTS", "Cancelled", "Outbound", "Response", "Route", "Timeouts", "next_url"]
 
 MAX_REDIRECTS = 10
+_REFUSED_EARLY = (BrokenPipeError, ConnectionResetError)
+"""What sending a body meets where the answer came before its end: that is to be read."""
 
 
 @dataclass(frozen=True)
@@ -76,11 +79,12 @@ class Outbound:
         url: str,
         headers: Mapping[str, str] | None = None,
         *,
+        body: bytes | None = None,
         follow: bool = True,
         via: Hop | None = None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Response:
-        """Send a request without a body and follow its redirects unless told not to.
+        """Send a request and follow its redirects unless told not to; one with a body follows none.
 
         ``via`` is the redirect that led to this URL earlier (``Response.via``): its rules apply then.
         Raises ``Offline``, ``HostNotAllowed``, ``BadRedirect``, a kind of ``Upstream`` or ``Cancelled``;
@@ -90,9 +94,9 @@ class Outbound:
         if via is None:
             self.egress.check_first(origin_of(url))
         for _ in range(MAX_REDIRECTS):
-            response, near = self._send(method, url, headers or {}, via, cancelled)
+            response, near = self._send(method, url, headers or {}, body, via, cancelled)
             location = response.header("Location")
-            if not follow or response.status not in REDIRECTS or location is None:
+            if not follow or body is not None or response.status not in REDIRECTS or location is None:
                 return response
             response.close()
             via = Hop(origin_of(url), near)
@@ -108,6 +112,7 @@ class Outbound:
         method: str,
         url: str,
         headers: Mapping[str, str],
+        body: bytes | None,
         via: Hop | None,
         cancelled: Callable[[], bool],
     ) -> tuple[Response, bool]:
@@ -122,7 +127,8 @@ class Outbound:
             reused = connection.sock is not None
             connection.cancelled = cancelled
             try:
-                connection.request(method, target, headers=sent)
+                with suppress(*_REFUSED_EARLY) if body else nullcontext():
+                    connection.request(method, target, body, sent)
                 answer = connection.getresponse()
             except BaseException as error:
                 connection.close()

@@ -14,10 +14,11 @@ LONGEST_WAIT = 6.0
 class Patience:
     """Retries of one purpose: at least four in a row without progress, within a budget of seconds."""
 
-    ATTEMPTS = 5
-
-    def __init__(self, budget: float = 30.0, pause: Callable[[float], None] = time.sleep) -> None:
+    def __init__(
+        self, budget: float = 30.0, pause: Callable[[float], None] = time.sleep, *, attempts: int = 5
+    ) -> None:
         """``pause`` waits; it may raise to give up."""
+        self._attempts = attempts
         self._budget = budget
         self._pause = pause
         self._failures = 0
@@ -33,10 +34,10 @@ class Patience:
             self._since = time.monotonic()
         self._failures += 1
         left = self._budget - (time.monotonic() - self._since)
-        if self._failures >= self.ATTEMPTS or left <= 0:
+        if self._failures >= self._attempts or left <= 0:
             raise error
-        wait = 0.4 * 2 ** (self._failures - 1) if retry_after is None else min(retry_after, LONGEST_WAIT)
-        self._pause(min(wait, left))
+        wait = 0.4 * 2 ** (self._failures - 1) if retry_after is None else retry_after
+        self._pause(min(wait, LONGEST_WAIT, left))
 
 
 def retry_after(answer: Response) -> float | None:

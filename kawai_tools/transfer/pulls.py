@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 from kawai_tools.errors import ErrorInfo, Internal, KawaiError, PullNotFound, ServerClosing
-from kawai_tools.events import FINAL, Event, Progress, PullEvent, Status
+from kawai_tools.events import FINAL, Event, Message, Progress, PullEvent, Status
 from kawai_tools.files import Lock
 from kawai_tools.transfer.wire import Cancelled
 
@@ -25,8 +25,10 @@ PROGRESS_INTERVAL = 0.25
 KEPT_FOR = 3600.0
 """Seconds for which a finished Pull can still be followed."""
 
+M = TypeVar("M", bound=Message)
 
-class Feed:
+
+class Feed(Generic[M]):
     """A numbered log of events. Safe to share between threads; a follower costs no thread."""
 
     belongs_to_follower = True
@@ -35,14 +37,14 @@ class Feed:
     def __init__(self) -> None:
         """Begin an empty log."""
         self._changed = threading.Condition()
-        self._kept: list[tuple[int, Event]] = []
-        self._latest: tuple[int, Event] | None = None
+        self._kept: list[tuple[int, M]] = []
+        self._latest: tuple[int, M] | None = None
         self._seq = 0
         self._wakes: dict[object, Callable[[], None]] = {}
         self._cancel = threading.Event()
         self.closed = False
 
-    def publish(self, make: Callable[[int], Event], *, keep: bool) -> None:
+    def publish(self, make: Callable[[int], M], *, keep: bool) -> None:
         """Append ``make(seq)``; with ``keep=False`` it only stands until the next event."""
         with self._changed:
             self._seq += 1
@@ -67,7 +69,7 @@ class Feed:
                 logging.getLogger(__name__).exception("a follower cannot be woken, and is left behind")
                 del self._wakes[key]
 
-    def events(self, after: int = 0) -> list[tuple[int, Event]]:
+    def events(self, after: int = 0) -> list[tuple[int, M]]:
         """What a follower that has seen ``after`` still lacks, in order, each with its number."""
         with self._changed:
             entries = [*self._kept, *([self._latest] if self._latest else [])]
@@ -85,7 +87,7 @@ class Feed:
 
         return unsubscribe
 
-    def follow(self, after: int = 0, heartbeat: float | None = None) -> Iterator[Event | None]:
+    def follow(self, after: int = 0, heartbeat: float | None = None) -> Iterator[M | None]:
         """Yield events as they come until the end; ``None`` after every ``heartbeat`` seconds without one."""
         place = after
         while True:
@@ -130,7 +132,7 @@ class Job:
     render: Callable[[Progress, str, int], Event]
 
 
-class Pull(Feed):
+class Pull(Feed[Event]):
     """One attempt to carry out a plan."""
 
     belongs_to_follower = False

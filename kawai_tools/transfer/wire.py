@@ -138,6 +138,17 @@ def _finish(sock: socket.socket) -> socket.socket:
     return sock
 
 
+_PROBES = {"TCP_KEEPIDLE": 30, "TCP_KEEPALIVE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
+
+
+def _watch_for_death(sock: socket.socket) -> None:
+    """Have the kernel notice within a minute that the other machine is gone: some answers take their time."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _PROBES.items():
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
 def _handshake(tls: ssl.SSLSocket, timeouts: Timeouts, cancelled: Callable[[], bool]) -> None:
     until = time.monotonic() + timeouts.connect
     while True:
@@ -173,6 +184,7 @@ class Connection(http.client.HTTPConnection):
         self.sock, self.reached = connect(self.addresses, self.timeouts, self.cancelled)
         self.sock.settimeout(self.timeouts.tick)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        _watch_for_death(self.sock)
         if self._tunnel_host:  # type: ignore[attr-defined] # http.client's own, set by set_tunnel
             self._tunnel()  # type: ignore[attr-defined]
         if self.context is not None:
