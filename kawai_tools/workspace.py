@@ -3,6 +3,7 @@
 Each noun's module is imported when the noun is first asked for: a list needs no HTTP client.
 """
 
+import os
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from kawai_tools.catalog.lists import Lists
     from kawai_tools.catalog.subscriptions import Subscriptions
     from kawai_tools.doctor import Doctor
+    from kawai_tools.journal import Journals
     from kawai_tools.libs.builds import Wish
     from kawai_tools.libs.bundles import Bundles
     from kawai_tools.libs.newest import Found, Newest
@@ -29,7 +31,9 @@ if TYPE_CHECKING:
     from kawai_tools.runners.engines import Engine
     from kawai_tools.runners.orders import Orders
     from kawai_tools.runners.pool import Pool
+    from kawai_tools.runners.process import Place
     from kawai_tools.runners.tuning import Tuning
+    from kawai_tools.service.manager import Service
     from kawai_tools.tokens import Tokens
     from kawai_tools.transfer.egress import Origin
     from kawai_tools.transfer.fetching import Pace
@@ -39,10 +43,10 @@ if TYPE_CHECKING:
     from kawai_tools.transfer.wire import Timeouts
 
 
-PUBLIC_HOSTS = frozenset(
-    {"huggingface.co", "hf.co", "cdn-lfs.huggingface.co", "api.github.com", "github.com"}
+_LASTING = frozenset(
+    ["pulls", "layout", "models", "pool", "tokens", "machine", "bundles", "journals", "_runners"]
 )
-"""Where a server fetches from without being told: the public hub, and where llama.cpp is released."""
+"""Nouns that outlive a change of settings: they hold what others use, or know of the disk only."""
 
 
 class Workspace:
@@ -108,33 +112,10 @@ class Workspace:
         return self._way_out({})
 
     def _way_out(self, credentials: "dict[Origin, str]", *, typed: bool = True) -> "Outbound":
-        """A way out, with the egress policy of who serves; ``typed``: to where its user says."""
-        from kawai_tools import __version__
-        from kawai_tools.transfer.egress import Egress, origin_of
-        from kawai_tools.transfer.outbound import Outbound, Route
+        """A way out, with the authority of who serves; ``typed``: to where its user says."""
+        from kawai_tools.transfer.ways import way_out
 
-        settings = self.settings
-        named = {"hub_endpoint": settings.hub_endpoint, "libs_api": settings.libs_api}
-        hosts = {key: origin_of(url).host for key, url in named.items()}
-        moved = {host for key, host in hosts.items() if settings.source(key) != "default"}
-        catalogs = {origin_of(url).host for url in settings.catalogs}
-        proxies = {"http": settings.http_proxy, "https": settings.https_proxy}
-        return Outbound(
-            Egress(
-                hosts=PUBLIC_HOSTS.union(hosts.values(), settings.pull_hosts) if self.serves else None,
-                trusted=frozenset(moved | catalogs),
-                offline=settings.offline,
-                near=None if typed else frozenset(settings.pull_hosts),
-            ),
-            agent=f"kawai/{__version__}",
-            route=Route(
-                {scheme: url for scheme, url in proxies.items() if url},
-                settings.no_proxy,
-                settings.ssl_cert_file,
-            ),
-            credentials=credentials,
-            timeouts=self._timeouts,
-        )
+        return way_out(self.settings, credentials, self._timeouts, serves=self.serves, typed=typed)
 
     @cached_property
     def catalog(self) -> "Catalog":
@@ -240,16 +221,26 @@ class Workspace:
     def orders(self) -> "Orders":
         """Makes orders for the pool."""
         from kawai_tools.files import stamp
-        from kawai_tools.runners import sockets
         from kawai_tools.runners.orders import Orders
-        from kawai_tools.runners.process import Spawner
-
-        place = sockets.directory(self.layout.run)
 
         def state() -> object:
             return self.models.index.revision(), stamp(self.bundles.layout.active)
 
-        return Orders(self.models, self._engine, self.tuning.run, Spawner(), place, state)
+        return Orders(self.models, self._engine, self.tuning.run, self._runners, state)
+
+    @cached_property
+    def _runners(self) -> "Place":
+        from kawai_tools.runners import sockets
+        from kawai_tools.runners.process import Place, Spawner
+
+        return Place(sockets.directory(self.layout.run), Spawner(), self.journals)
+
+    @cached_property
+    def journals(self) -> "Journals":
+        """What this process and its engines say."""
+        from kawai_tools.journal import Journals
+
+        return Journals()
 
     def _engine(self) -> "Engine":
         from kawai_tools.runners.engines import choose, engines
@@ -341,11 +332,45 @@ class Workspace:
         catalog = Catalog(self._make_lists(remembers=False), self.models)
         return Doctor(self.settings, self.machine, self.models, looked_at, catalog, self.tokens, ways)
 
+    @cached_property
+    def service(self) -> "Service":
+        """``kawai serve`` of this home as a service of its user."""
+        from pathlib import Path
+
+        from kawai_tools.service.launchd import Launchd
+        from kawai_tools.service.manager import Service
+        from kawai_tools.service.systemd import Systemd
+
+        settings, home = self.settings, Path.home()
+        config = Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config")
+        variables = settings.config_dir / "service.env"
+        log = settings.state_dir / "logs" / "launchd.log"
+        return Service(settings, [Systemd(config, variables), Launchd(home, log)], variables)
+
+    def renewed(self, settings: Settings) -> "Workspace":
+        """One with other settings that shares what lasts: what is loaded, pulled, or said."""
+        made = Workspace(settings, serves=self.serves, timeouts=self._timeouts, system=self._system)
+        vars(made).update({name: noun for name, noun in vars(self).items() if name in _LASTING})
+        made.warm()
+        return made
+
+    def renew(self, other: "Workspace") -> None:
+        """Be as the one that :meth:`renewed` made. In the event loop's thread, as it changes the pool."""
+        from kawai_tools.runners.memory import Budget
+
+        vars(self).update(vars(other))
+        for name in vars(self).keys() - vars(other).keys() - _LASTING:
+            if isinstance(getattr(Workspace, name, None), cached_property):
+                del vars(self)[name]
+        if "pool" in vars(self):
+            settings = self.settings
+            self.pool.set_limits(Budget(settings.memory_budget), settings.max_models, settings.max_queue)
+
     def warm(self) -> None:
         """Make every noun now, before threads could each make their own."""
         _ = self.pulls, self.models, self.planner, self.puller, self.libs_planner, self.libs_puller
         _ = self.catalog, self.subscriptions, self.tokens, self.listed_planner, self.listed_puller
-        _ = self.orders, self.tuning
+        _ = self.orders, self.tuning, self.journals
 
     def close(self) -> None:
         """Let go of idle connections, and write down what is still to be."""

@@ -26,7 +26,7 @@ from kawai_tools import __version__
 from kawai_tools.api.app import build_app
 from kawai_tools.api.guard import known_by
 from kawai_tools.api.health import ALIVE, READY
-from kawai_tools.api.server import Server, listen
+from kawai_tools.api.server import Calls, Server, listen
 from kawai_tools.contract import Level, NoRequest, Nothing, Operation, Stream
 from kawai_tools.events import FINAL, Event, ModelPullEvent, Progress, Status, VerifyEvent
 from kawai_tools.operations.pulls import PullRow
@@ -890,8 +890,10 @@ def local(
     listener = listen("127.0.0.1", 0)
     port = listener.getsockname()[1]
     ready = threading.Event()
-    app = build_app(workspace, known_by(port), operations=(*OPERATIONS, *operations), heartbeat=heartbeat)
-    server = Server(app, on_ready=ready.set)
+    app = build_app(
+        workspace, known_by([("127.0.0.1", port)]), operations=(*OPERATIONS, *operations), heartbeat=heartbeat
+    )
+    server = Server(app, Calls(ready.set))
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     try:
@@ -954,7 +956,7 @@ def test_while_nothing_changes_the_last_event_is_repeated_under_its_number(works
 
 
 def test_the_last_event_is_repeated_every_ten_seconds_by_default(workspaces: Workspaces) -> None:
-    app = build_app(workspaces(serves=True), known_by(1))
+    app = build_app(workspaces(serves=True), known_by([("127.0.0.1", 1)]))
     assert app._streams.heartbeat == 10
 
 
@@ -1036,7 +1038,7 @@ def test_serve_json_tells_how_to_reach_it_and_goes_with_it(cli: Program) -> None
         assert set(told) == {"url", "pid", "key", "version"}
         assert (told["pid"], told["version"]) == (daemon.process.pid, __version__)
         assert len(told["key"]) >= 40
-        assert daemon.first_line == f"kawai is serving on {told['url']}\n"
+        assert json.loads(daemon.first_line)["message"] == f"kawai is serving on {told['url']}"
         assert daemon.stop() == 0
         assert list(path.parent.glob("serve.json*")) == []
     with serving(cli) as again:

@@ -32,6 +32,7 @@ from kawai_tools.errors import (
     ServerClosing,
 )
 from kawai_tools.files import Lock
+from kawai_tools.journal import Journals
 from kawai_tools.libs import children
 from kawai_tools.libs.bundles import Bundles
 from kawai_tools.libs.layout import LibsLayout
@@ -44,7 +45,7 @@ from kawai_tools.runners.engines import Engine, Launch, LlamaServer, Wanted, cho
 from kawai_tools.runners.failures import BACK_OFF
 from kawai_tools.runners.orders import Need, Orders
 from kawai_tools.runners.pool import PATIENCE, Pool
-from kawai_tools.runners.process import START_PATIENCE, Runner, Spawner, State, Target
+from kawai_tools.runners.process import START_PATIENCE, Place, Runner, Spawner, State, Target
 from kawai_tools.runners.seats import Held, Order, Snapshot
 from kawai_tools.runners.tuning import Run, Tuning
 from kawai_tools.workspace import Workspace
@@ -145,6 +146,7 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.spawner = Spawner()
+        self.journals = Journals()
         self.runners: dict[str, list[Runner]] = {}
 
     @asynccontextmanager
@@ -163,8 +165,12 @@ class Bench:
         finally:
             await asyncio.wait_for(made.drain(0.0), 15)
 
+    @property
+    def place(self) -> Place:
+        return Place(self.folder, self.spawner, self.journals)
+
     def runner(self, engine: Engine, name: str = "a", *, kind: type[Runner] = Runner) -> Runner:
-        return kind(_wanted(name), engine, self.folder, self.spawner, lambda: None)
+        return kind(_wanted(name), engine, self.place, lambda: None)
 
     def order(
         self,
@@ -178,7 +184,7 @@ class Bench:
         chosen: Engine = engine or Script()
 
         def make(changed: Callable[[], None]) -> Runner:
-            made = kind(_wanted(name), chosen, self.folder, self.spawner, changed)
+            made = kind(_wanted(name), chosen, self.place, changed)
             self.runners.setdefault(name, []).append(made)
             return made
 
@@ -933,7 +939,7 @@ async def test_an_engine_that_floods_its_output_stays_usable(bench: Bench) -> No
         assert time.monotonic() - begin < 1
         assert runner.last_words().startswith("warning: again")
         assert len(runner.last_words()) < 1000
-        assert len(runner._tail) <= 64 * 1024
+        assert len(runner._output._tail) <= 64 * 1024
 
 
 @in_loop
@@ -1554,7 +1560,7 @@ def workspace(workspaces: Workspaces) -> Workspace:
 
 def _ordered(workspace: Workspace, name: str, **run: Any) -> tuple[Order, Wanted]:  # noqa: ANN401
     orders = workspace.orders
-    changed = Orders(orders.store, orders.engine, lambda _: Run(**run), orders.spawner, orders.sockets)
+    changed = Orders(orders.store, orders.engine, lambda _: Run(**run), orders.place)
     order = changed.make(parse_model(name))
     return order, order.make(lambda: None).wanted
 

@@ -25,7 +25,7 @@ from kawai_tools.api import app as app_module
 from kawai_tools.api.app import App, build_app
 from kawai_tools.api.guard import known_by
 from kawai_tools.api.observing import RequestLog
-from kawai_tools.api.server import Server, listen
+from kawai_tools.api.server import Calls, Server, listen
 from kawai_tools.runners import process as process_module
 from kawai_tools.runners.engines import Launch, Wanted
 from kawai_tools.runners.orders import Orders
@@ -157,13 +157,13 @@ def served(workspaces: Workspaces, engine: Parrot | None = None, **settings: Any
     workspace = workspaces(serves=True, **{"memory_budget": 1 << 40} | settings)
     workspace.models.reindex()
     made = workspace.orders
-    workspace.orders = Orders(made.store, lambda: chosen, made.run, made.spawner, made.sockets, made.state)
+    workspace.orders = Orders(made.store, lambda: chosen, made.run, made.place, made.state)
     listener = listen("127.0.0.1", 0)
     port = listener.getsockname()[1]
     ready = threading.Event()
     log = RequestLog(workspaces.home / "logs" / "requests.log")
-    app = build_app(workspace, known_by(port), log=log)
-    server = Server(app, on_ready=ready.set)
+    app = build_app(workspace, known_by([("127.0.0.1", port)]), log=log)
+    server = Server(app, Calls(ready.set))
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     try:

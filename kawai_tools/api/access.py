@@ -30,6 +30,10 @@ class Access:
         self._key = key
         self._strict = strict
 
+    def set(self, *, on: bool, strict: bool) -> None:
+        """Ask for more, or less, from the next request on."""
+        self.on, self._strict = on, strict
+
     def check(self, level: Level, headers: Iterable[tuple[bytes, bytes]]) -> None:
         """Raise a kind of ``NotAllowed`` unless these headers may do what has this level."""
         if not self.on:

@@ -61,9 +61,12 @@ _OTHERS = 32
 class App:
     """The ASGI application."""
 
-    def __init__(self, app: ASGIApp, streams: Streams, workspace: Workspace, log: RequestLog | None) -> None:
+    def __init__(
+        self, app: ASGIApp, guard: Guard, streams: Streams, workspace: Workspace, log: RequestLog | None
+    ) -> None:
         """Made by :func:`build_app`."""
         self._app = app
+        self._guard = guard
         self._log = log
         self._streams = streams
         self._workspace = workspace
@@ -81,6 +84,10 @@ class App:
             return partial(_call_in, loop, partial(pool.reopen, model_id))
 
         self._workspace.close_model = close_model
+
+    def rename(self, names: Names) -> None:
+        """Be called otherwise, from the next request on."""
+        self._guard.names = names
 
     async def drain(self, patience: float) -> None:
         """Load nothing more, let answers come to their end within so many seconds, and end every engine."""
@@ -118,8 +125,7 @@ def build_app(
         path: {"GET": Entrance(Level.HEALTH, face.alive)} for path in ALIVE
     }
     paths |= {path: {"GET": Entrance(Level.HEALTH, face.ready)} for path in READY}
-    described = _answer(describe(operations, access))
-    paths[DESCRIPTION] = {"GET": Entrance(Level.USE, partial(_give, described))}
+    paths[DESCRIPTION] = {"GET": Entrance(Level.USE, _description(operations, access))}
     paths[METRICS] = {"GET": Entrance(Level.USE, face.tell_metrics)}
     paths |= {path: {"POST": Entrance(Level.USE, face.infer)} for path in ROUTES}
     for row in operations:
@@ -128,23 +134,33 @@ def build_app(
     routes = [_route(path, paths[path], access) for path in sorted(paths, key=_precedence)]
     app = Starlette(routes=routes, exception_handlers=dict(HANDLERS))
     app.router.redirect_slashes = False
-    guard = Guard(app, names, counts_credentials=not access.on, limits=dict.fromkeys(ROUTES, BODY_LIMIT))
+    guard = Guard(
+        app, names, counts_credentials=lambda: not access.on, limits=dict.fromkeys(ROUTES, BODY_LIMIT)
+    )
 
     def tell(found: Seen, seconds: float) -> None:
         face.metrics.count(found, seconds)
         if log is not None:
             log.write(found, seconds)
 
-    return App(Observer(guard, tell), face.streams, workspace, log)
+    return App(Observer(guard, tell), guard, face.streams, workspace, log)
 
 
 def _call_in(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
     loop.call_soon_threadsafe(call)
 
 
-async def _give(answer: ASGIApp, _: Request) -> ASGIApp:
-    """An answer that is always the same."""
-    return answer
+def _description(operations: Sequence[Operation[contract.Request]], access: Access) -> Handler:
+    """The description of the API, made anew where other tokens are asked for."""
+    known: dict[tuple[bool, bool], Response] = {}
+
+    async def give(_: Request) -> ASGIApp:
+        asked = access.on, access.is_open(Level.READ)
+        if asked not in known:
+            known[asked] = _answer(describe(operations, access))
+        return known[asked]
+
+    return give
 
 
 def _precedence(path: str) -> tuple[bool, int]:

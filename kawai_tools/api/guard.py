@@ -7,7 +7,7 @@ cannot hide where it is from: in ``Origin``, or where a browser leaves that out 
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from starlette.responses import Response
@@ -36,6 +36,7 @@ _ORIGINS = "its operator can add their origin to allow_origins (KAWAI_ALLOW_ORIG
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 _ALL = ("0.0.0.0", "[::]")  # noqa: S104 - not bound here
 _ONCE = frozenset({b"host", b"authorization", b"content-type", b"content-length"})
+_TWICE = _ONCE - {b"authorization"}
 _READ = _ONCE | {
     b"sec-fetch-site",
     b"sec-fetch-mode",
@@ -57,23 +58,28 @@ class Names(NamedTuple):
 
 
 def known_by(
-    port: int, address: str = "127.0.0.1", names: Iterable[str] = (), others: Iterable[str] = ()
+    places: Iterable[tuple[str, int]], names: Iterable[str] = (), others: Iterable[str] = ()
 ) -> Names:
-    """What a server is called, in lower case: loopback, its address, the names it was given.
+    """What a server at these addresses and ports is called, in lower case: these, loopback, its given names.
 
     A given name also counts without the port, and its pages may come encrypted, since a proxy in front may
     listen on another port. An address that stands for all is no name.
     """
-    own, *given = [
-        f"[{name}]" if name.count(":") > 1 and name[0] != "[" else name for name in (address, *names)
-    ]
-    fixed = (*_LOOPBACK, *(() if own in _ALL else (own,)))
-    bare = [name for name in given if not re.search(r"[^:]:\d+$|\]:\d+$", name)]
-    hosts = {f"{name}:{port}" for name in (*fixed, *bare)} | set(given)
-    if port == HTTP_PORT:
-        hosts.update(fixed)
+    given = [_bracketed(name) for name in names]
+    hosts = set(given)
+    for address, port in places:
+        own = _bracketed(address)
+        fixed = (*_LOOPBACK, *(() if own in _ALL else (own,)))
+        bare = [name for name in given if not re.search(r"[^:]:\d+$|\]:\d+$", name)]
+        hosts |= {f"{name}:{port}" for name in (*fixed, *bare)}
+        if port == HTTP_PORT:
+            hosts.update(fixed)
     origins = {f"http://{host}" for host in hosts} | {f"https://{name}" for name in given}
     return Names(_lower(hosts), _lower(origins), _lower(others))
+
+
+def _bracketed(name: str) -> str:
+    return f"[{name}]" if name.count(":") > 1 and name[0] != "[" else name
 
 
 def _lower(words: Iterable[str]) -> frozenset[bytes]:
@@ -88,18 +94,19 @@ class Guard:
         app: ASGIApp,
         names: Names,
         *,
-        counts_credentials: bool = True,
+        counts_credentials: Callable[[], bool] = lambda: True,
         limits: Mapping[str, int] | None = None,
     ) -> None:
         """Guard ``app``, which is called by ``names``.
 
         Pages of other origins that may ask are told so (the Fetch standard's CORS protocol). With
-        ``counts_credentials`` false somebody else refuses two ``Authorization`` headers. ``limits`` are the
-        bytes that bodies for certain paths may have, where that is not ``BODY_LIMIT``.
+        ``counts_credentials`` giving false somebody else refuses two ``Authorization`` headers. ``limits``
+        are the bytes that bodies for certain paths may have, where that is not ``BODY_LIMIT``.
         """
         self._app = app
-        self._names = names
-        self._once = _ONCE if counts_credentials else _ONCE - {b"authorization"}
+        self.names = names
+        """What it is called; another value counts from the next request on."""
+        self._counts_credentials = counts_credentials
         self._limits = limits or {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -109,10 +116,10 @@ class Guard:
             return
         try:
             _check_size(scope)
-            headers = _read(scope["headers"], self._once)
+            headers = _read(scope["headers"], _ONCE if self._counts_credentials() else _TWICE)
             self._check_sender(headers)
             origin = headers.get(b"origin", b"").lower()
-            if origin in self._names.others:
+            if origin in self.names.others:
                 send = _permitting(origin, send)
                 if scope["method"] == "OPTIONS" and b"access-control-request-method" in headers:
                     await Response(status_code=204, headers=_PERMISSION)(scope, receive, send)
@@ -126,7 +133,7 @@ class Guard:
 
     def _check_sender(self, headers: dict[bytes, bytes]) -> None:
         host = headers.get(b"host", b"").lower()
-        if host not in self._names.hosts:
+        if host not in self.names.hosts:
             raise WrongHost(
                 f"this server is not called {_shown(host)}" if host else "the request names no host",
                 "use the address that kawai serve printed",
@@ -135,7 +142,7 @@ class Guard:
         site = headers.get(b"sec-fetch-site")
         if origin is None and site in _ELSEWHERE and headers.get(b"sec-fetch-mode") != b"navigate":
             raise ForeignOrigin("pages of other sites may not use this server", _ORIGINS)
-        if origin is not None and origin.lower() not in self._names.origins | self._names.others:
+        if origin is not None and origin.lower() not in self.names.origins | self.names.others:
             raise ForeignOrigin(
                 f"pages of {_shown(origin)} may not use this server",
                 _ORIGINS,

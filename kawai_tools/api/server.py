@@ -2,14 +2,17 @@
 
 import asyncio
 import errno
+import os
 import resource
 import signal
 import socket
+import sys
+import threading
 import time
 from collections.abc import Callable
 from email.utils import formatdate
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import uvicorn
 from uvicorn.server import ServerState
@@ -87,24 +90,35 @@ class _State(ServerState):
         pass
 
 
+def _nothing() -> None:
+    pass
+
+
+class Calls(NamedTuple):
+    """Whom a server calls: ``ready`` once connections are taken.
+
+    ``stop`` in a thread when the server begins to end; it may block: streams still tell what it brings about.
+    ``reread`` in a thread at SIGHUP, and what that returns in the event loop.
+    """
+
+    ready: Callable[[], None]
+    stop: Callable[[], None] = _nothing
+    reread: Callable[[], Callable[[], None]] = lambda: _nothing
+
+
 class Server(uvicorn.Server):
     """uvicorn, ended by a signal or :meth:`stop` without raising the signal again afterwards."""
 
-    def __init__(
-        self, app: App, *, on_ready: Callable[[], None], on_stop: Callable[[], None] = lambda: None
-    ) -> None:
-        """Prepare to serve ``app``.
-
-        ``on_ready`` is called once connections are taken. ``on_stop`` is called in a thread when the server
-        begins to end, and may block: streams still tell what it brings about.
-        """
+    def __init__(self, app: App, calls: "Calls") -> None:
+        """Prepare to serve ``app``."""
         super().__init__(_config(app))
         self.server_state = _State()
         self._forced = asyncio.Event()
         self._ending: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
         self._kawai = app
-        self._on_ready = on_ready
-        self._on_stop = on_stop
+        self._calls = calls
+        self._rereading: asyncio.Task[None] | None = None
+        self._watched = _is_watched()
         self.signal: int | None = None
 
     def stop(self) -> None:
@@ -137,13 +151,29 @@ class Server(uvicorn.Server):
         """Take connections, and say so."""
         await super().startup(sockets)
         self._kawai.begin()
-        self._on_ready()
+        if threading.current_thread() is threading.main_thread():
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hang_up)
+        self._calls.ready()
+
+    def _hang_up(self) -> None:
+        """Read the configuration again; but end with the terminal that the server was started on."""
+        if self._watched and not _is_watched():
+            self.handle_exit(signal.SIGHUP, None)
+            return
+        before = self._rereading
+        self._rereading = asyncio.create_task(self._reread(before))
+
+    async def _reread(self, before: asyncio.Task[None] | None) -> None:
+        """One after the other."""
+        if before is not None:
+            await asyncio.wait({before})
+        (await asyncio.to_thread(self._calls.reread))()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take no more connections, let streams come to their end, then the other requests."""
         for server in self.servers:
             server.close()
-        draining = asyncio.gather(asyncio.to_thread(self._on_stop), self._kawai.drain(STREAMS_GRACE))
+        draining = asyncio.gather(asyncio.to_thread(self._calls.stop), self._kawai.drain(STREAMS_GRACE))
         forced = asyncio.create_task(self._forced.wait())
         either: set[asyncio.Future[Any]] = {draining, forced}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -155,16 +185,15 @@ class Server(uvicorn.Server):
         self._kawai.stop_logging()
 
 
-def serve(
-    app: App,
-    listener: socket.socket,
-    *,
-    on_ready: Callable[[], None],
-    on_stop: Callable[[], None] = lambda: None,
-) -> None:
+def serve(app: App, listeners: list[socket.socket], calls: Calls) -> None:
     """Serve until SIGINT or SIGTERM, see :class:`Server`."""
     _allow_descriptors()
-    Server(app, on_ready=on_ready, on_stop=on_stop).run([listener])
+    Server(app, calls).run(listeners)
+
+
+def _is_watched() -> bool:
+    """Whether there is a terminal on stderr, and its other side is still there."""
+    return sys.stderr is not None and os.isatty(2)
 
 
 def _allow_descriptors() -> None:

@@ -118,9 +118,9 @@ def _known(this: "Invocation", error: Exception) -> "KawaiError":
             f"cannot write {error.filename}: {error.strerror}",
             "put what --show-completion prints where your shell reads it",
         )
-    from kawai_tools.cli import logs  # noqa: PLC0415 - for what should never happen
+    from kawai_tools.cli import recording  # noqa: PLC0415 - for what should never happen
 
-    return Internal(*logs.keep_traceback(this.places.state_dir, error, verbose=this.output.verbose))
+    return Internal(*recording.keep_traceback(this.places.state_dir, error, verbose=this.output.verbose))
 
 
 def _before_dashes(args: Sequence[str]) -> Sequence[str]:

@@ -26,6 +26,8 @@ LAZY = {
     "tokens": "Make and revoke the tokens of a server that asks for them.",
     "run": "Ask a model, fetching it and an engine if need be.",
     "serve": "Serve the HTTP API on this machine.",
+    "logs": "Show what kawai serve says, or the engine of a model.",
+    "service": "Have kawai serve run by itself, from login on.",
     "doctor": "Say what works, what does not, and what to do.",
     "config": "Show the settings and where they come from.",
 }

@@ -47,6 +47,10 @@ class Invocation:
         """Every setting. Raises ``InvalidConfig``."""
         return resolve(self.flags, self.environ)
 
+    def reread(self) -> Settings:
+        """Every setting as it would be now. Raises ``InvalidConfig``."""
+        return resolve(self.flags, self.environ)
+
     @cached_property
     def places(self) -> Settings:
         """Settings that know the directories only: to be had also where ``config.toml`` is broken."""
@@ -90,9 +94,9 @@ class Invocation:
 
     def keep_log(self) -> None:
         """Send what the core logs to its file: only work that runs in threads logs."""
-        from kawai_tools.cli import logs  # noqa: PLC0415
+        from kawai_tools.cli import recording  # noqa: PLC0415
 
-        logs.configure(self.settings.state_dir, verbose=self.output.verbose)
+        recording.configure(self.settings.state_dir, verbose=self.output.verbose)
 
 
 def invocation(context: typer.Context) -> Invocation:

@@ -1,58 +1,70 @@
-"""``logs/kawai.log``: where tracebacks go instead of to the screen."""
+"""``kawai logs``: what a server says, or the engine of one of its models."""
 
-import contextlib
-import logging
-import os
-import sys
-import traceback
-from datetime import UTC, datetime
-from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
 
-from kawai_tools.errors import KawaiError
-from kawai_tools.files import make_directory, storage_errors
+import typer
 
-NAME = "logs/kawai.log"
+from kawai_tools.cli import recording
+from kawai_tools.cli.completion import model_ids
+from kawai_tools.cli.groups import LAZY, KawaiCommand
+from kawai_tools.cli.invocation import Invocation, invocation
+from kawai_tools.cli.running import run
+from kawai_tools.errors import NoServer
+
+if TYPE_CHECKING:
+    from kawai_tools.events import LogLine
+    from kawai_tools.remote.feed import RemoteFeed
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+_READ = 1 << 20
 
 
-def keep_traceback(state_dir: Path, error: Exception, *, verbose: bool) -> tuple[str, str]:
-    """Log what nobody expected; message and hint to show for it. With ``verbose`` it is shown as well."""
-    path = state_dir / NAME
-    words = "".join(traceback.format_exception(error))
-    if verbose:
-        sys.stderr.write(words)
+@app.command(cls=KawaiCommand, help=LAZY["logs"])
+def logs(
+    context: typer.Context,
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]",
+            help="What the engine of this model says.",
+            autocompletion=model_ids,
+            show_default=False,
+        ),
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until Ctrl-C.")] = False,
+    lines: Annotated[int, typer.Option(metavar="N", min=0, max=1000, help="The last lines, so many.")] = 100,
+) -> None:
+    """Show the last lines of a log."""
+    from kawai_tools.operations.logs import LOGS, LogsRequest  # noqa: PLC0415 - help needs none
+
+    this = invocation(context)
     try:
-        append(path, words)
-    except (KawaiError, OSError):
-        message = f"kawai failed in a way it should not, and {path} cannot be written"
-        return message, "run it again with --verbose to see the traceback"
-    message = f"kawai failed in a way it should not; the traceback is in {path}"
-    return message, "please report it, with that traceback"
+        answer = run(this, LOGS, LogsRequest(model, lines, follow))
+    except NoServer:
+        if this.is_remote or model is not None or follow:
+            raise
+        answer = _last_said(this, lines)
+    if follow:
+        for line in cast("RemoteFeed", answer).follow():
+            if line is not None:
+                _show(this, cast("LogLine", line))
+        return
+    found = cast("list[LogLine]", answer)
+    if not found:
+        this.output.note("nothing has been said yet" + (f" by {model}" if model else ""))
+    this.output.payload(found, lambda rows: "".join(map(recording.shown, rows)))
 
 
-def append(path: Path, words: str) -> None:
-    """Add an entry; the file is its user's alone, as it may quote what was typed."""
-    make_directory(path.parent)
-    entry = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} pid {os.getpid()}\n{words.rstrip()}\n"
-    with storage_errors(path):
-        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "ab") as file:
-            file.write(entry.encode(errors="backslashreplace"))
+def _show(this: Invocation, line: "LogLine") -> None:
+    if this.output.json:
+        this.output.line(line)
+    else:
+        this.output.stream(recording.shown(line))
 
 
-class _File(logging.Handler):
-    def __init__(self, path: Path) -> None:
-        super().__init__(logging.WARNING)
-        self.path = path
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Never raise: whoever logs must not fail because the log cannot be written."""
-        with contextlib.suppress(KawaiError, OSError):
-            append(self.path, self.format(record))
-
-
-def configure(state_dir: Path, *, verbose: bool) -> None:
-    """Send what the core logs to the file, and with ``verbose`` to stderr."""
-    handlers: list[logging.Handler] = [_File(state_dir / NAME)]
-    if verbose:
-        handlers.append(logging.StreamHandler())
-    logging.basicConfig(handlers=handlers, format="%(levelname)s %(name)s: %(message)s", force=True)
+def _last_said(this: Invocation, lines: int) -> "list[LogLine]":
+    """What the last server of this home said: it may have ended for a reason that is told there."""
+    this.output.warn("no kawai server runs on this home; this is what the last one said")
+    found = recording.read_last(this.settings.state_dir / recording.SERVER, _READ)
+    return found[max(0, len(found) - lines) :]

@@ -90,12 +90,14 @@ def _installed(this: Invocation, words: str, *, yes: bool) -> "ModelDetails":
         pull = _pull_of(this, words)
         if pull is None:
             raise
+        if (here := _by_source(this, words)) is not None:
+            return _details(this, here)
         missing = error if isinstance(error, ModelNotFound) else ModelNotFound(f"{words} is not installed")
     if not yes:
+        _check_asking(missing)
         plan = cast("PlanPayload", pull(dry_run=True))
         if plan.exists:
             return _details(this, plan.id)
-        _check_asking(missing)
         _consent(this, f"{plan.id} is not installed ({text.size(plan.total)}). Pull it?")
     last = follow_pull(this, cast("Feed[Event]", pull(dry_run=False)))
     return _details(this, str(getattr(last, "id", words)))
@@ -105,6 +107,22 @@ def _details(this: Invocation, words: str) -> "ModelDetails":
     from kawai_tools.operations.models import MODELS_SHOW, ModelRequest  # noqa: PLC0415 - help needs none
 
     return cast("ModelDetails", run_row(this, MODELS_SHOW, ModelRequest(words)))
+
+
+def _by_source(this: Invocation, words: str) -> str | None:
+    """The id of a model of this machine that these words would pull; another kawai is asked for its plan."""
+    from kawai_tools.models.choosing import words_of  # noqa: PLC0415
+    from kawai_tools.refs import parse_source  # noqa: PLC0415
+
+    if this.is_remote:
+        return None
+    listed = this.workspace.catalog.get(words)
+    try:
+        source = words_of(parse_source(listed.source if listed else words, this.settings.hub_endpoint))
+    except KawaiError:
+        return None
+    known = this.workspace.models.index.by_sources([source]).get(source, [])
+    return next((entry.record.id for entry in known if entry.present), None)
 
 
 def _pull_of(this: Invocation, words: str) -> "Pulling | None":
@@ -120,10 +138,21 @@ def _pull_of(this: Invocation, words: str) -> "Pulling | None":
     try:
         entry = cast("CatalogDetails", run_row(this, CATALOG_SHOW, EntryRequest(words)))
     except (EntryNotFound, InvalidRequest):
-        if "/" not in words:
+        if not _names_source(words):
             return None
         return lambda *, dry_run: run_row(this, MODELS_PULL, PullRequest(words, dry_run=dry_run))
     return lambda *, dry_run: run_row(this, CATALOG_PULL, CatalogPullRequest(entry.id, dry_run=dry_run))
+
+
+def _names_source(words: str) -> bool:
+    """Whether words could be where a model is pulled from."""
+    from kawai_tools.refs import parse_source  # noqa: PLC0415
+
+    try:
+        parse_source(words)
+    except KawaiError:
+        return False
+    return "/" in words
 
 
 class Pulling(Protocol):

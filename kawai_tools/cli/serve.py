@@ -1,36 +1,39 @@
 """``kawai serve``: the HTTP API on this machine, one daemon a home."""
 
-import contextlib
-import ipaddress
+import logging
 import os
 import secrets
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
 
 from kawai_tools import __version__
+from kawai_tools.cli.binding import Bound, check_binding, only_one
 from kawai_tools.cli.groups import LAZY, LocalCommand
 from kawai_tools.cli.invocation import Invocation, invocation
-from kawai_tools.errors import AlreadyServing, InvalidRequest, KawaiError, UsageError
-from kawai_tools.files import make_directory, write_atomically
-from kawai_tools.remote.daemon import Daemon, find_daemon, serve_file, serve_lock
+from kawai_tools.errors import KawaiError, UsageError
+from kawai_tools.files import write_atomically
+from kawai_tools.remote.daemon import Daemon, serve_file
+from kawai_tools.settings import KEYS
 
 if TYPE_CHECKING:
-    from kawai_tools.files import Lock
+    from kawai_tools.api.app import App
+    from kawai_tools.api.guard import Names
+    from kawai_tools.api.systemd import Notifier
     from kawai_tools.settings import Settings
     from kawai_tools.tokens import Tokens
+    from kawai_tools.workspace import Workspace
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 PATIENCE = 5.0
 """Seconds that running pulls get, at the end, to leave clean partials."""
 
-_LOCK_PATIENCE = 1.0
+_LOG = logging.getLogger(__name__)
+_FIXED = frozenset({"home", "host", "port"})
+"""Settings that a server keeps as long as it lives."""
 
 
 @app.command(cls=LocalCommand, help=LAZY["serve"])
@@ -62,7 +65,7 @@ def serve(  # noqa: PLR0913, PLR0917 - one parameter for each thing that can be 
         bool, typer.Option("--insecure", help="Listen beyond this machine without asking for tokens.")
     ] = False,
 ) -> None:
-    """Serve until SIGTERM or Ctrl-C."""
+    """Serve until SIGTERM or Ctrl-C. SIGHUP rereads config.toml."""
     this = invocation(context)
     this.flag("host", host)
     this.flag("port", port)
@@ -73,104 +76,141 @@ def serve(  # noqa: PLR0913, PLR0917 - one parameter for each thing that can be 
     this.flags |= {
         name: True for name, on in (("auth", auth), ("strict", strict), ("insecure", insecure)) if on
     }
+    from kawai_tools.api.systemd import Notifier, take_sockets  # noqa: PLC0415 - only a server needs them
+
+    handed = [Bound.of(each) for each in take_sockets(os.environ)]
+    notifier = Notifier(os.environ)
     settings = this.settings
-    _check_binding(settings)
-    with _only_one(settings.state_dir):
-        _serve(this)
+    check_binding([each.host for each in handed] or [settings.host], settings)
+    with only_one(settings.state_dir):
+        _Serving(this, handed, notifier).run()
 
 
-def _check_binding(settings: "Settings") -> None:
-    """Refuse to be reached from other machines by anybody, or under a name that nobody has given."""
-    if _is_loopback(settings.host):
-        return
-    if not (settings.auth or settings.strict or settings.insecure):
-        raise InvalidRequest(
-            f"kawai serve on {settings.host} could be used by everybody who reaches it",
-            "add --auth to ask for tokens (or --insecure, if that is meant), or leave --host out",
+class _Serving:
+    """One server, from its first word to its last."""
+
+    def __init__(self, this: Invocation, handed: list[Bound], notifier: "Notifier") -> None:
+        """``handed`` are sockets that came from elsewhere; without any one is made."""
+        from kawai_tools.api.access import Access  # noqa: PLC0415 - the command line starts without a server
+        from kawai_tools.api.server import listen  # noqa: PLC0415
+        from kawai_tools.cli import recording  # noqa: PLC0415
+        from kawai_tools.workspace import Workspace  # noqa: PLC0415
+
+        self._this, self._notifier, settings = this, notifier, this.settings
+        self._settings = settings
+        self._workspace = Workspace(settings, serves=True)
+        recording.configure_server(settings.state_dir, this.output, self._workspace.journals.server)
+        self._bound = handed or [Bound.of(listen(settings.host, settings.port), settings.host)]
+        self._daemon = Daemon(
+            url=self._bound[0].near_url,
+            pid=os.getpid(),
+            key=secrets.token_urlsafe(32),
+            version=__version__,
         )
-    if not settings.allow_hosts:
-        raise InvalidRequest(
-            f"kawai serve on {settings.host} needs to know by which name clients will ask for it",
-            "add --allow-host NAME, as it stands in their URLs",
+        self._access = Access(self._workspace.tokens, key=self._daemon.key)
+        self._file = serve_file(settings.state_dir)
+
+    def run(self) -> None:
+        """Serve until a signal ends it."""
+        from kawai_tools.api.server import Calls, serve  # noqa: PLC0415
+
+        news = self._set_access(self._settings)
+        app = self._build()
+        calls = Calls(ready=lambda: self._announce(news), stop=self._stop, reread=lambda: self._reread(app))
+        self._file.unlink(missing_ok=True)
+        try:
+            serve(app, [each.listener for each in self._bound], calls)
+        finally:
+            self._file.unlink(missing_ok=True)
+            self._workspace.close()
+        _LOG.info("kawai has ended")
+
+    def _build(self) -> "App":
+        from kawai_tools.api.app import build_app  # noqa: PLC0415
+        from kawai_tools.api.observing import NAME as REQUESTS  # noqa: PLC0415
+        from kawai_tools.api.observing import RequestLog  # noqa: PLC0415
+
+        log = RequestLog(self._settings.state_dir / REQUESTS, verbose=self._this.output.verbose)
+        return build_app(self._workspace, self._names(self._settings), access=self._access, log=log)
+
+    def _names(self, settings: "Settings") -> "Names":
+        from kawai_tools.api.guard import known_by  # noqa: PLC0415
+
+        return known_by(
+            [(each.host, each.port) for each in self._bound], settings.allow_hosts, settings.allow_origins
         )
 
+    def _set_access(self, settings: "Settings") -> str | None:
+        """Ask for tokens as the settings say; what is to be told of the first admin's."""
+        asks = settings.auth or settings.strict
+        news = _first_admin(settings, self._workspace.tokens) if asks else None
+        self._access.set(on=asks, strict=settings.strict)
+        return news
 
-def _is_loopback(host: str) -> bool:
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return host.lower() == "localhost"
+    def _announce(self, news: str | None) -> None:
+        """Say where the server is; to other commands, to people, and to whoever started it."""
+        write_atomically(self._file, msgspec.json.encode(self._daemon), mode=0o600, durable=False)
+        for each in self._bound:
+            _LOG.info("kawai is serving on %s", each.url)
+        if news:
+            _LOG.info("%s", news)
+        if self._settings.insecure and not self._access.on:
+            _LOG.warning("--insecure: nobody is asked for a token, on whatever address")
+        _tell_engine(self._workspace, self._daemon.url)
+        self._notifier.ready(f"serving on {self._bound[0].url}")
 
+    def _stop(self) -> None:
+        _LOG.info("ending: answers and pulls under way get their time")
+        self._notifier.stopping()
+        self._workspace.pulls.close(PATIENCE)
 
-@contextmanager
-def _only_one(state_dir: Path) -> Iterator[None]:
-    make_directory(serve_file(state_dir).parent, mode=0o700)
-    lock = serve_lock(state_dir)
-    if not _acquired(lock):
-        daemon = find_daemon(state_dir)
-        where = f" on {daemon.url} (pid {daemon.pid})" if daemon else ""
-        raise AlreadyServing(f"another kawai serves this home{where}", "use that one, or another --home")
-    try:
-        yield
-    finally:
-        lock.release()
+    # reading the configuration again
 
+    def _reread(self, app: "App") -> Callable[[], None]:
+        """Read the configuration again, in a thread; what then makes it count, in the event loop.
 
-def _acquired(lock: "Lock") -> bool:
-    """Whoever looks whether a daemon lives holds the lock for a moment: that is no daemon."""
-    until = time.monotonic() + _LOCK_PATIENCE
-    while not lock.acquire():
-        if time.monotonic() > until:
-            return False
-        time.sleep(0.02)
-    return True
+        One that is wrong changes nothing.
+        """
+        self._notifier.reloading()
+        try:
+            settings = self._this.reread()
+            check_binding([each.host for each in self._bound], settings)
+            renewed = self._workspace.renewed(settings)
+            news = self._set_access(settings)
+        except KawaiError as error:
+            hint = f"; {error.hint}" if error.hint else ""
+            _LOG.error("the configuration was not reread: %s%s", error.message, hint)
+            return lambda: self._notifier.ready("serving with the configuration from before")
 
+        def count() -> None:
+            before, self._settings = self._settings, settings
+            self._workspace.renew(renewed)
+            app.rename(self._names(settings))
+            _tell_changes(before, settings)
+            if news:
+                _LOG.info("%s", news)
+            self._notifier.ready(f"serving on {self._bound[0].url}")
 
-def _serve(this: Invocation) -> None:
-    from kawai_tools.api.access import Access  # noqa: PLC0415
-    from kawai_tools.api.app import build_app  # noqa: PLC0415 - the command line starts without a server
-    from kawai_tools.api.guard import known_by  # noqa: PLC0415
-    from kawai_tools.api.observing import NAME as REQUESTS  # noqa: PLC0415
-    from kawai_tools.api.observing import RequestLog  # noqa: PLC0415
-    from kawai_tools.api.server import listen  # noqa: PLC0415
-    from kawai_tools.api.server import serve as serve_on  # noqa: PLC0415
-    from kawai_tools.cli import logs  # noqa: PLC0415
-    from kawai_tools.workspace import Workspace  # noqa: PLC0415
-
-    settings = this.settings
-    logs.configure(settings.state_dir, verbose=this.output.verbose)
-    workspace = Workspace(settings, serves=True)
-    listener = listen(settings.host, settings.port)
-    port = listener.getsockname()[1]
-    daemon = Daemon(
-        url=_url(_near(settings.host), port),
-        pid=os.getpid(),
-        key=secrets.token_urlsafe(32),
-        version=__version__,
-    )
-    asks = settings.auth or settings.strict
-    news = _first_admin(settings, workspace.tokens) if asks else None
-    try:
-        with _announced(this, daemon, _url(settings.host, port), news) as announce:
-            names = known_by(port, settings.host, settings.allow_hosts, settings.allow_origins)
-            access = Access(workspace.tokens, key=daemon.key, on=asks, strict=settings.strict)
-            log = RequestLog(settings.state_dir / REQUESTS, verbose=this.output.verbose)
-            app = build_app(workspace, names, access=access, log=log)
-            serve_on(app, listener, on_ready=announce, on_stop=lambda: workspace.pulls.close(PATIENCE))
-    finally:
-        workspace.close()
+        return count
 
 
-def _tell_engine(this: Invocation, url: str) -> None:
+def _tell_changes(before: "Settings", after: "Settings") -> None:
+    changed = [name for name in (*KEYS, "models") if getattr(before, name) != getattr(after, name)]
+    _LOG.info("the configuration was reread; changed: %s", ", ".join(changed) or "nothing")
+    if fixed := ", ".join(sorted(_FIXED.intersection(changed))):
+        _LOG.warning("%s will count when the server is started anew", fixed)
+
+
+def _tell_engine(workspace: "Workspace", url: str) -> None:
     """Say what runs models here, or that nothing does."""
     from kawai_tools.runners.engines import choose, engines  # noqa: PLC0415
 
     try:
-        chosen = choose(engines(this.workspace.bundles), this.settings.engine)
+        chosen = choose(engines(workspace.bundles), workspace.settings.engine)
     except KawaiError as error:
-        this.output.warn(f"warning: no model can be run: {error.message}")
-        this.output.warn(f"hint: {error.hint}")
+        _LOG.warning("no model can be run: %s; %s", error.message, error.hint)
     else:
-        this.output.note(f"OpenAI clients ask {url}/v1; models are run by {chosen.engine.name}")
+        _LOG.info("OpenAI clients ask %s/v1; models are run by %s", url, chosen.engine.name)
 
 
 def _first_admin(settings: "Settings", tokens: "Tokens") -> str | None:
@@ -187,33 +227,3 @@ def _first_admin(settings: "Settings", tokens: "Tokens") -> str | None:
         role="admin", name="first admin", lifetime=None, deliver=lambda token: write_secret(path, token)
     )
     return f"made the first admin's token; it is in {path}"
-
-
-def _near(host: str) -> str:
-    """An address of this machine at which a server that listens on ``host`` is reached."""
-    return {"0.0.0.0": "127.0.0.1", "::": "::1", "[::]": "::1"}.get(host, host)  # noqa: S104 - not bound here
-
-
-def _url(host: str, port: int) -> str:
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-@contextmanager
-def _announced(this: Invocation, daemon: Daemon, url: str, news: str | None) -> Iterator[Callable[[], None]]:
-    settings = this.settings
-    path = serve_file(settings.state_dir)
-
-    def announce() -> None:
-        write_atomically(path, msgspec.json.encode(daemon), mode=0o600, durable=False)
-        this.output.warn(f"kawai is serving on {url}")
-        if news:
-            this.output.warn(news)
-        if settings.insecure and not (settings.auth or settings.strict):
-            this.output.say("warning: --insecure: nobody is asked for a token, on whatever address")
-        _tell_engine(this, daemon.url)
-
-    path.unlink(missing_ok=True)
-    try:
-        yield announce
-    finally:
-        path.unlink(missing_ok=True)

@@ -86,6 +86,8 @@ An error knows its stable ``code``, its ``message`` (what happened to what), an 
     │   ├── NoServer
     │   ├── NoRoom
     │   ├── NoEngine
+    │   ├── NoServiceManager
+    │   ├── ServiceFailed
     │   ├── ExposedSecret
     │   ├── HomeNotWritable
     │   ├── StoreMissing

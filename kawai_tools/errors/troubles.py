@@ -165,6 +165,14 @@ class NoEngine(Unavailable):
     """Nothing is installed that could run a model."""
 
 
+class NoServiceManager(Unavailable):
+    """Neither systemd nor launchd is there for this user."""
+
+
+class ServiceFailed(Unavailable):
+    """A service manager that does not do what it is asked for."""
+
+
 class ExposedSecret(Unavailable):
     """A file of secrets that others may read."""
 

@@ -100,6 +100,8 @@ class RemoteFeed:
                 self._patience.failed(problem)
             except KawaiError as error:
                 raise self._lost(error, self.pull) from error
+            if self.peer.has_ended():  # its sockets end a moment before it does
+                raise problem
             try:
                 self._answer = self._asked(self.pull)
             except PullNotFound as error:

@@ -62,12 +62,10 @@ class Peer:
     @classmethod
     def of_settings(cls, settings: "Settings") -> "Peer":
         """The one that ``--server`` names. Raises ``InvalidConfig`` for a token that cannot be had."""
-        from kawai_tools.transfer.outbound import Route  # noqa: PLC0415
+        from kawai_tools.transfer.ways import route_of  # noqa: PLC0415
 
-        proxies = {"http": settings.http_proxy, "https": settings.https_proxy}
-        used = {scheme: url for scheme, url in proxies.items() if url}
-        route = Route(used, settings.no_proxy, settings.ssl_cert_file)
-        return cls(settings.server or "", _token_of(settings), route, offline=settings.offline)
+        url, token = settings.server or "", _token_of(settings)
+        return cls(url, token, route_of(settings), offline=settings.offline)
 
     def ask(
         self,

@@ -5,6 +5,8 @@ from math import ceil
 from typing import NamedTuple
 
 from kawai_tools.errors import EngineFailed
+from kawai_tools.runners.process import State
+from kawai_tools.runners.seats import ModelState, wall_time
 
 BACK_OFF = (1.0, 5.0, 30.0)
 """Seconds for which a model rests after it failed once, twice, and more often, one time after the other."""
@@ -59,3 +61,19 @@ class Failures:
         times = before.times + 1 if before else 1
         wait = rest[min(times, len(rest)) - 1]
         self._found[model_id] = Failure(times, self._clock() + wait, error, engine)
+
+
+def resting(model_id: str, failure: Failure, now: float) -> ModelState:
+    """The line of a model that rests."""
+    return ModelState(
+        id=model_id,
+        state=State.FAILED,
+        engine=failure.engine,
+        free_slots=0,
+        leases=0,
+        waiting=0,
+        memory=None,
+        loaded_at=None,
+        expires_at=wall_time(failure.until - now),
+        context_length=None,
+    )

@@ -20,7 +20,7 @@ from kawai_tools.models.store import Store
 from kawai_tools.models.traits import capabilities
 from kawai_tools.refs import ModelRef
 from kawai_tools.runners.engines import Engine, Wanted
-from kawai_tools.runners.process import Runner, Spawner
+from kawai_tools.runners.process import Place, Runner
 from kawai_tools.runners.seats import Order
 from kawai_tools.runners.tuning import CONTEXT, PARALLEL, Run
 
@@ -53,8 +53,7 @@ class Orders:
     store: Store
     engine: Callable[[], Engine]
     run: Callable[[str], Run]
-    spawner: Spawner
-    sockets: Path
+    place: Place
     state: Callable[[], object] = lambda: None
     _made: dict[ModelRef, _Made] = field(default_factory=dict)
     _headers: dict[Path, tuple[object, Header]] = field(default_factory=dict)
@@ -100,7 +99,7 @@ class Orders:
             need=need.at(wanted.context_length * wanted.parallel),
             keep_alive=run.keep_alive,
             slots=wanted.parallel,
-            make=lambda changed: Runner(wanted, engine, self.sockets, self.spawner, changed),
+            make=lambda changed: Runner(wanted, engine, self.place, changed),
             acquire=lambda: self._use(record.path, record.id),
             used=lambda: _touch(layout.lock(record.path)),
             advice=lambda room: _advice(need, wanted, room),

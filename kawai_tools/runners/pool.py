@@ -6,6 +6,7 @@ load is a task of the pool's, so that a caller who leaves while a model loads wr
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -15,7 +16,7 @@ from typing import TypeVar
 from kawai_tools.errors import EngineFailed, KawaiError, Loading, ServerClosing
 from kawai_tools.runners.changes import Changes
 from kawai_tools.runners.eviction import Room, Seat, Verdict, expired, giving_way, make_room
-from kawai_tools.runners.failures import Failure, Failures
+from kawai_tools.runners.failures import Failures, resting
 from kawai_tools.runners.process import START_PATIENCE, Runner, State
 from kawai_tools.runners.refusing import busy, no_room, too_late
 from kawai_tools.runners.seats import LONGEST, Held, ModelState, Order, Snapshot, TakenSeat, wall_time
@@ -32,6 +33,7 @@ FAIR = 5.0
 """Seconds that a model waits for room before others take no more requests, so that it gets its turn."""
 
 _FORCE_PATIENCE = 10.0
+_LOG = logging.getLogger(__name__)
 _SELDOM = 1.0
 """Seconds between two notes on disk that a model was used."""
 
@@ -64,6 +66,11 @@ class Pool:
         self._wake = asyncio.Event()
         self._next: float | None = None
         self._own: set[asyncio.Future[None]] = set()
+
+    def set_limits(self, budget: Callable[[int], int], most: int, queue: int) -> None:
+        """Allow more, or less, from now on; who is loaded stays until its time or others' need."""
+        self._budget, self._most, self._queue = budget, most, queue
+        self._changes.note()
 
     # what callers do
 
@@ -154,7 +161,7 @@ class Pool:
         now = self._clock()
         loaded = tuple(seat.told(now) for seat in self._seats.values())
         failed = tuple(
-            _failed(name, each, now) for name, each in self._failures.resting() if name not in self._seats
+            resting(name, each, now) for name, each in self._failures.resting() if name not in self._seats
         )
         used = sum(seat.memory for seat in self._seats.values())
         return Snapshot(self._changes.revision, loaded + failed, used, self._allowed(), self._draining)
@@ -255,6 +262,8 @@ class Pool:
         runner = order.make(self._stir)
         before = {self._leave(self._seats[each]) for each in leaving}
         self.events["evictions"] += len(before)
+        for each in leaving:
+            _LOG.info("%s makes room for %s", each, order.id)
         loading = asyncio.create_task(self._load(order.id, runner, release, before))
         loading.add_done_callback(_seen)
         keep_alive = min(order.keep_alive, LONGEST)
@@ -357,6 +366,8 @@ class Pool:
             for seat in seats:
                 if seat.is_over or seat.runner.wanted.id in over:
                     self.events["expiries"] += not seat.is_over
+                    if seat.leaving is None:
+                        _LOG.info("nobody has asked %s for its time", seat.runner.wanted.id)
                     self._leave(seat)
             times = [each.expires_at for each in seats if each.seat().may_leave and each.expires_at]
             self._next = min(times, default=None)
@@ -380,19 +391,3 @@ def _seen(task: asyncio.Task[None]) -> None:
     """Whoever waits for it is told; where nobody does any more, that is no bug."""
     if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, KawaiError):
         raise error
-
-
-def _failed(model_id: str, failure: Failure, now: float) -> ModelState:
-    """The line of a model that rests."""
-    return ModelState(
-        id=model_id,
-        state=State.FAILED,
-        engine=failure.engine,
-        free_slots=0,
-        leases=0,
-        waiting=0,
-        memory=None,
-        loaded_at=None,
-        expires_at=wall_time(failure.until - now),
-        context_length=None,
-    )

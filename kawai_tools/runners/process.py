@@ -8,9 +8,8 @@ them ends.
 
 import asyncio
 import contextlib
-import io  # noqa: TC003 - as subprocess
+import logging
 import os
-import re
 import secrets
 import signal
 import subprocess  # noqa: TC003 - read while the program runs
@@ -21,11 +20,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from kawai_tools.errors import EngineFailed, InUse
+from kawai_tools.errors import EngineFailed, InUse, KawaiError
 from kawai_tools.files import Lock
+from kawai_tools.journal import Journals
 from kawai_tools.libs import children
 from kawai_tools.runners import sockets
 from kawai_tools.runners.engines import Engine, Launch, Wanted
+from kawai_tools.runners.output import Output
 
 START_PATIENCE = 600.0
 """Seconds that a model may take to load: large ones come from slow disks."""
@@ -35,10 +36,8 @@ FRESH = 0.05
 """Seconds for which what was read of memory is taken again."""
 
 _TICK, _GLANCE = 0.01, 2.0
-_TAIL, _TOLD = 64 * 1024, 3
 _HTTP_OK = b" 200 "
-_MARK = re.compile(r"[\d.]+ ([A-Z]) ")
-"""How llama.cpp begins a line: the time, and E for an error, W for a warning, I for a word beside."""
+_LOG = logging.getLogger(__name__)
 
 
 class State(StrEnum):
@@ -84,23 +83,31 @@ class Spawner:
         )
 
 
+class Place(NamedTuple):
+    """Where runners live: the folder of their sockets, the thread that starts them, what they say."""
+
+    folder: Path
+    spawner: Spawner
+    journals: Journals
+
+
 class Runner:
     """One child for one model. Used in the event loop's thread only."""
 
-    def __init__(
-        self, wanted: Wanted, engine: Engine, folder: Path, spawner: Spawner, changed: Callable[[], None]
-    ) -> None:
-        """Nothing is started yet. ``folder`` is for its socket; ``changed`` is called at every step."""
+    def __init__(self, wanted: Wanted, engine: Engine, place: Place, changed: Callable[[], None]) -> None:
+        """Nothing is started yet; ``changed`` is called at every step."""
         self.wanted, self.engine = wanted, engine
         self.state = State.STARTING
         self.problem: str | None = None
-        self._spawner, self._changed = spawner, changed
-        self._socket = sockets.new(folder)
+        self._spawner, self._changed = place.spawner, changed
+        self._socket = sockets.new(place.folder)
         self._key = secrets.token_urlsafe(32)
+        hidden = {str(self._socket): "its socket", self._key: "its key"}
+        self._output = Output(place.journals.of(wanted.id), engine.name, hidden)
+        self._began = time.monotonic()
         self._looked = float("-inf")
         self._memory: tuple[int | None, int | None] = (None, None)
         self._child: subprocess.Popen[bytes] | None = None
-        self._tail = bytearray()
         self._ended = asyncio.Event()
         self._hold: Lock | None = None
         self._waiting: asyncio.Task[None] | None = None
@@ -136,22 +143,22 @@ class Runner:
         return self._memory
 
     def last_words(self) -> str:
-        """What the child said last: the errors first of all, where llama.cpp marks them as such."""
-        said = self._tail.decode("utf-8", "replace").replace(str(self._socket), "its socket")
-        lines = [line.strip() for line in said.splitlines() if line.strip()]
-        errors = [_MARK.sub("", line) for line in lines if (mark := _MARK.match(line)) and mark[1] == "E"]
-        told = errors[:_TOLD] or [line for line in lines if not _MARK.match(line)][-_TOLD:]
-        return "; ".join(line[:200] for line in told)
+        """What the child said last, for an error message."""
+        return self._output.last_words()
 
     # its life
 
     async def start(self, patience: float = START_PATIENCE) -> None:
         """Start the child and wait until it answers. Raises ``EngineFailed``."""
+        _LOG.info("loading %s with %s", self.wanted.id, self.engine.name)
         try:
             await self._start(patience)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, KawaiError):
+                _LOG.error("%s", error.message)
             await self._finish(State.FAILED)
             raise
+        _LOG.info("loaded %s in %.1f s", self.wanted.id, time.monotonic() - self._began)
         self._become(State.READY)
 
     async def _start(self, patience: float) -> None:
@@ -182,7 +189,7 @@ class Runner:
                 self._child = starting.result()
                 self._waiting = asyncio.create_task(self._wait(self._child))
                 pipe = os.fdopen(reading, "rb", buffering=0)
-                self._reading = asyncio.create_task(_read(pipe, self._tail))
+                self._reading = asyncio.create_task(self._output.read(pipe))
             else:
                 os.close(reading)
         problem = starting.exception()
@@ -209,6 +216,7 @@ class Runner:
         self._ended.set()
         if self.state in {State.READY, State.STARTING}:
             self.problem = f"{self.engine.name} ended with {children.ending(child.returncode)}"
+            _LOG.error("%s: %s: %s", self.wanted.id, self.problem, self.last_words() or "it said nothing")
             self._become(State.FAILED)
         self._release()
 
@@ -272,6 +280,7 @@ class Runner:
         self._release()
         if self.state is not State.FAILED:
             self.state = state
+            _LOG.info("unloaded %s", self.wanted.id)
         self._changed()
 
     def _release(self) -> None:
@@ -295,21 +304,6 @@ async def _to_its_end(work: "asyncio.Future[subprocess.Popen[bytes]]") -> None:
             cancelled = error
     if cancelled is not None:
         raise cancelled
-
-
-async def _read(pipe: "io.FileIO", kept: bytearray) -> None:
-    await asyncio.get_running_loop().connect_read_pipe(lambda: _Tail(kept), pipe)
-
-
-class _Tail(asyncio.Protocol):
-    """Keeps the end of what comes."""
-
-    def __init__(self, kept: bytearray) -> None:
-        self._kept = kept
-
-    def data_received(self, data: bytes) -> None:
-        self._kept += data
-        del self._kept[:-_TAIL]
 
 
 async def _ended(child: "subprocess.Popen[bytes]") -> None:

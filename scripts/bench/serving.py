@@ -36,16 +36,16 @@ import os, sys
 from kawai_tools.api.access import Access
 from kawai_tools.api.app import build_app
 from kawai_tools.api.guard import known_by
-from kawai_tools.api.server import listen, serve
+from kawai_tools.api.server import Calls, listen, serve
 from kawai_tools.resolving import resolve
 from kawai_tools.workspace import Workspace
 port, guarded, token = int(sys.argv[1]), sys.argv[2] == "guarded", sys.argv[3]
 workspace = Workspace(resolve({}, os.environ), serves=True)
 access = Access(workspace.tokens, on=guarded, strict=True)
-app = build_app(workspace, known_by(port), access=access)
+app = build_app(workspace, known_by([("127.0.0.1", port)]), access=access)
 if not guarded:
     app._app._app = app._app._app._app  # the observer stays, the guard goes
-serve(app, listen("127.0.0.1", port), on_ready=lambda: None)
+serve(app, [listen("127.0.0.1", port)], Calls(lambda: None))
 """
 
 

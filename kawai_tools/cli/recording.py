@@ -1,0 +1,184 @@
+"""Where what the core logs goes: to files, to the terminal, and to the journal of a server.
+
+``logs/kawai.log`` has the tracebacks of commands, ``logs/serve.log`` what a server says, a line of JSON each.
+"""
+
+import contextlib
+import logging
+import os
+import sys
+import traceback
+from datetime import UTC, datetime
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from kawai_tools.cli import text
+from kawai_tools.cli.output import Output, coloured, is_terminal
+from kawai_tools.errors import UNDECODABLE, KawaiError
+from kawai_tools.events import LogLine
+from kawai_tools.files import make_directory, storage_errors
+
+if TYPE_CHECKING:
+    from kawai_tools.journal import Journal
+
+NAME, SERVER = "logs/kawai.log", "logs/serve.log"
+SIZE, COPIES = 4 << 20, 2
+"""Bytes of the server's log, and how many full ones are kept beside it."""
+
+_OURS = "kawai_tools"
+_COLOURS = {"error": "\x1b[1;31m", "warning": "\x1b[33m"}
+_LEVELS = {"CRITICAL": "error", "ERROR": "error", "WARNING": "warning", "INFO": "info", "DEBUG": "debug"}
+_READ = 1 << 20
+
+
+def keep_traceback(state_dir: Path, error: Exception, *, verbose: bool) -> tuple[str, str]:
+    """Log what nobody expected; message and hint to show for it. With ``verbose`` it is shown as well."""
+    path = state_dir / NAME
+    words = "".join(traceback.format_exception(error))
+    if verbose:
+        sys.stderr.write(words)
+    try:
+        append(path, words)
+    except (KawaiError, OSError):
+        message = f"kawai failed in a way it should not, and {path} cannot be written"
+        return message, "run it again with --verbose to see the traceback"
+    message = f"kawai failed in a way it should not; the traceback is in {path}"
+    return message, "please report it, with that traceback"
+
+
+def append(path: Path, words: str) -> None:
+    """Add an entry; the file is its user's alone, as it may quote what was typed."""
+    make_directory(path.parent)
+    entry = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} pid {os.getpid()}\n{words.rstrip()}\n"
+    with storage_errors(path):
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "ab") as file:
+            file.write(entry.encode(errors="backslashreplace"))
+
+
+class _File(logging.Handler):
+    def __init__(self, path: Path) -> None:
+        super().__init__(logging.WARNING)
+        self.path = path
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Never raise: whoever logs must not fail because the log cannot be written."""
+        with contextlib.suppress(KawaiError, OSError):
+            append(self.path, self.format(record))
+
+
+def configure(state_dir: Path, *, verbose: bool) -> None:
+    """Send what the core logs to the file, and with ``verbose`` to stderr."""
+    handlers: list[logging.Handler] = [_File(state_dir / NAME)]
+    if verbose:
+        handlers.append(logging.StreamHandler())
+    logging.basicConfig(handlers=handlers, format="%(levelname)s %(name)s: %(message)s", force=True)
+
+
+# a server's
+
+
+def configure_server(state_dir: Path, output: Output, journal: "Journal") -> None:
+    """Send what a server says to stderr, its file and its journal, which begins with the end of the file."""
+    path = state_dir / SERVER
+    journal.add(read_last(path, _READ))
+    handlers: list[logging.Handler] = [_File(state_dir / NAME), _Journal(journal), _stderr(output)]
+    with contextlib.suppress(KawaiError):  # a full disk is no reason to serve nobody
+        make_directory(path.parent)
+        handlers.append(_Lines(path, maxBytes=SIZE, backupCount=COPIES, delay=True))
+    logging.basicConfig(handlers=handlers, level=logging.WARNING, force=True)
+    logging.getLogger(_OURS).setLevel(logging.DEBUG if output.verbose else logging.INFO)
+
+
+def read_last(path: Path, most: int) -> list[LogLine]:
+    """The last lines of a log of lines, as far as they are whole; none where there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - most))
+            found = file.read(most).split(b"\n")
+    except OSError:
+        return []
+    lines = []
+    for each in found:
+        with contextlib.suppress(*UNDECODABLE):
+            lines.append(msgspec.json.decode(each, type=LogLine))
+    return lines
+
+
+def _line(record: logging.LogRecord) -> LogLine:
+    """What was logged as a line; one of kawai's own says which part of it speaks."""
+    words = record.getMessage()
+    if record.exc_info and record.exc_info[1] is not None:
+        words += "\n" + "".join(traceback.format_exception(record.exc_info[1])).rstrip()
+    at = datetime.fromtimestamp(record.created, UTC)
+    at = at.replace(microsecond=at.microsecond // 1000 * 1000)
+    source = "kawai" if record.name.partition(".")[0] == _OURS else record.name
+    return LogLine(time=at, level=_LEVELS.get(record.levelname, "info"), source=source, message=words)
+
+
+class _Journal(logging.Handler):
+    def __init__(self, journal: "Journal") -> None:
+        super().__init__()
+        self._journal = journal
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Pass it on."""
+        self._journal.add([_line(record)])
+
+
+class _Lines(RotatingFileHandler):
+    """A file of JSON lines that is kept small, its user's alone."""
+
+    def _open(self):  # type: ignore[no-untyped-def] # noqa: ANN202 - as the base class
+        return open(
+            self.baseFilename,
+            "a",
+            encoding="utf-8",
+            errors="backslashreplace",
+            opener=lambda path, flags: os.open(path, flags | os.O_CLOEXEC, 0o600),
+        )
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line of JSON."""
+        return msgspec.json.encode(_line(record)).decode()
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - as the base class
+        """Say nothing: the line is lost, the server is not."""
+
+
+def _stderr(output: Output) -> logging.Handler:
+    for_people = is_terminal(sys.stderr) and not output.json
+    return _Stderr(logging.WARNING if output.quiet else logging.NOTSET, for_people=for_people)
+
+
+class _Stderr(logging.Handler):
+    """For people on a terminal, lines of JSON elsewhere."""
+
+    def __init__(self, level: int, *, for_people: bool) -> None:
+        super().__init__(level)
+        self._for_people = for_people
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Never raise: a terminal may have gone."""
+        line = _line(record)
+        words = shown(line, colour=coloured(sys.stderr)).encode() if self._for_people else _json(line)
+        if sys.stderr is not None:
+            with contextlib.suppress(OSError, ValueError):
+                sys.stderr.buffer.write(words)
+                sys.stderr.flush()
+
+
+def _json(line: LogLine) -> bytes:
+    return msgspec.json.encode(line) + b"\n"
+
+
+def shown(line: LogLine, *, colour: bool = False) -> str:
+    """A line for people: when, what kind if it is no mere word, and what was said."""
+    label = "" if line.level == "info" else f"{line.level}: "
+    if label and colour and line.level in _COLOURS:
+        label = f"{_COLOURS[line.level]}{line.level}:\x1b[0m "
+    source = "" if line.source == "kawai" else f"{text.safe(line.source)}: "
+    return f"{line.time.astimezone():%Y-%m-%d %H:%M:%S} {label}{source}{text.harmless(line.message)}\n"
