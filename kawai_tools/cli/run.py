@@ -185,8 +185,8 @@ def _ensure_engine(this: Invocation, *, yes: bool) -> None:
 def _check_asking(missing: KawaiError) -> None:
     """Raise what is missing where nobody can be asked whether to fetch it."""
     if not is_terminal(sys.stdin) or not is_terminal(sys.stderr):
-        missing.hint = f"add --yes to fetch it; {missing.hint}" if missing.hint else "add --yes to fetch it"
-        raise missing
+        hint = f"add --yes to fetch it; {missing.hint}" if missing.hint else "add --yes to fetch it"
+        raise type(missing)(missing.message, hint)
 
 
 def _consent(this: Invocation, question: str) -> None:

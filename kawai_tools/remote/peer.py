@@ -81,7 +81,7 @@ class Peer:
         Raises ``NoServer`` where the daemon of this home has gone, a kind of ``Upstream`` where another
         cannot be reached, ``Offline`` or ``NotKawai``.
         """
-        sent = dict(headers or {})
+        sent = {"Connection": "close", **(headers or {})}  # each question is one of its own
         if body is not None:
             sent |= {"Content-Type": "application/json", "Content-Length": str(len(body))}
         try:
