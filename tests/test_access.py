@@ -65,6 +65,7 @@ ROUTES: dict[tuple[str, str], str] = {
     ("GET", "/v1/catalog/{model}"): READ,
     ("POST", "/v1/catalog/pull/{model}"): CATALOG,
     ("POST", "/v1/catalog/update"): ADMIN,
+    ("GET", "/v1/logs"): ADMIN,
     ("POST", "/v1/tokens"): ADMIN,
     ("GET", "/v1/tokens"): ADMIN,
     ("DELETE", "/v1/tokens/{id}"): ADMIN,

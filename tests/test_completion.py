@@ -71,7 +71,22 @@ def test_models_of_the_home_that_is_typed(stocked: Program, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("words", "offered"),
     [
-        ("kawai ", {"models", "catalog", "libs", "pulls", "tokens", "serve", "run", "doctor", "config"}),
+        (
+            "kawai ",
+            {
+                "models",
+                "catalog",
+                "libs",
+                "pulls",
+                "tokens",
+                "serve",
+                "run",
+                "logs",
+                "service",
+                "doctor",
+                "config",
+            },
+        ),
         ("kawai m", {"models"}),
         ("kawai models ", {"list", "show", "pull", "ps", "index", "rm", "verify", "load", "unload"}),
         ("kawai models l", {"list", "load"}),

@@ -114,7 +114,8 @@ class _Serving:
         """Serve until a signal ends it."""
         from kawai_tools.api.server import Calls, serve  # noqa: PLC0415
 
-        news = self._set_access(self._settings)
+        news = self._first_admin(self._settings)
+        self._set_access(self._settings)
         app = self._build()
         calls = Calls(ready=lambda: self._announce(news), stop=self._stop, reread=lambda: self._reread(app))
         self._file.unlink(missing_ok=True)
@@ -140,12 +141,12 @@ class _Serving:
             [(each.host, each.port) for each in self._bound], settings.allow_hosts, settings.allow_origins
         )
 
-    def _set_access(self, settings: "Settings") -> str | None:
-        """Ask for tokens as the settings say; what is to be told of the first admin's."""
-        asks = settings.auth or settings.strict
-        news = _first_admin(settings, self._workspace.tokens) if asks else None
-        self._access.set(on=asks, strict=settings.strict)
-        return news
+    def _set_access(self, settings: "Settings") -> None:
+        self._access.set(on=_asks(settings), strict=settings.strict)
+
+    def _first_admin(self, settings: "Settings") -> str | None:
+        """Make the first admin's token where tokens are asked for; what is to be told of it."""
+        return _first_admin(settings, self._workspace.tokens) if _asks(settings) else None
 
     def _announce(self, news: str | None) -> None:
         """Say where the server is; to other commands, to people, and to whoever started it."""
@@ -176,7 +177,7 @@ class _Serving:
             settings = self._this.reread()
             check_binding([each.host for each in self._bound], settings)
             renewed = self._workspace.renewed(settings)
-            news = self._set_access(settings)
+            news = self._first_admin(settings)
         except KawaiError as error:
             hint = f"; {error.hint}" if error.hint else ""
             _LOG.error("the configuration was not reread: %s%s", error.message, hint)
@@ -186,12 +187,17 @@ class _Serving:
             before, self._settings = self._settings, settings
             self._workspace.renew(renewed)
             app.rename(self._names(settings))
+            self._set_access(settings)
             _tell_changes(before, settings)
             if news:
                 _LOG.info("%s", news)
             self._notifier.ready(f"serving on {self._bound[0].url}")
 
         return count
+
+
+def _asks(settings: "Settings") -> bool:
+    return settings.auth or settings.strict
 
 
 def _tell_changes(before: "Settings", after: "Settings") -> None:
