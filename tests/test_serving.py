@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from urllib.parse import urlsplit
 
 import pytest
@@ -280,7 +280,7 @@ def test_started_as_a_service_it_lets_a_stream_finish(kawai: Program, real_model
     with as_a_service(kawai, "--engine", "xllamacpp") as started:
         told = started.told()
         assert (told["READY"], told["STATUS"]) == ("1", f"serving on http://127.0.0.1:{started.port}")
-        daemon = _asked(kawai, started)
+        daemon = _asked(kawai, started.process, f"http://127.0.0.1:{started.port}")
         started.process.send_signal(signal.SIGHUP)
         assert int(started.told()["MONOTONIC_USEC"]) <= time.monotonic_ns() // 1000
         assert started.told()["READY"] == "1"
@@ -311,10 +311,10 @@ def _has(path: Path, words: bytes) -> bool:
         return False
 
 
-def _asked(kawai: Program, started: Started) -> Daemon:
+def _asked(kawai: Program, process: subprocess.Popen[str], url: str) -> Daemon:
     """The server, as other tests ask one."""
     daemon = Daemon.__new__(Daemon)
-    daemon.program, daemon.process, daemon.url = kawai, started.process, f"http://127.0.0.1:{started.port}"
+    daemon.program, daemon.process, daemon.url = kawai, process, url
     return daemon
 
 
@@ -368,3 +368,25 @@ def test_systemds_own_socket_activation_starts_it(kawai: Program) -> None:
         process.send_signal(signal.SIGTERM)
         out, _ = process.communicate(timeout=20)
     assert f"kawai is serving on http://127.0.0.1:{port}" in ESCAPES.sub("", out.decode())
+
+
+def test_a_stderr_that_nobody_reads_holds_nobody_up(kawai: Program) -> None:
+    reading, writing = os.pipe()
+    process = subprocess.Popen(
+        [*KAWAI, "serve", "--port", "0", "--verbose"],
+        env=kawai.environ,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=writing,
+    )
+    os.close(writing)
+    assert soon((kawai.home / "kawai/run/serve.json").exists)
+    told = json.loads((kawai.home / "kawai/run/serve.json").read_text())
+    daemon = _asked(kawai, cast("Any", process), told["url"])
+    with contextlib.closing(daemon.connect()) as connection:
+        for _ in range(700):  # about twice what a pipe holds
+            connection.request("GET", "/v1/models")
+            assert connection.getresponse().read()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 0
+    os.close(reading)

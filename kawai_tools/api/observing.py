@@ -105,18 +105,20 @@ class Observer:
 class RequestLog:
     """The log of requests: JSON lines in a file that is kept small, one a request."""
 
-    def __init__(self, path: Path, *, verbose: bool = False) -> None:
-        """The file and its directory are made with the first line; ``verbose`` shows the lines on stderr."""
-        self._path = path
-        self._handlers: list[logging.Handler] = [logging.StreamHandler()] if verbose else []
+    def __init__(self, path: Path, say: Callable[[bytes], None] | None = None) -> None:
+        """The file and its directory are made with the first line; ``say`` is told each line, too."""
+        self._path, self._say = path, say
+        self._handlers: list[logging.Handler] = []
         self._opened = False
 
     def write(self, found: Seen, seconds: float) -> None:
         """Add a line. Never raises: a full disk is no reason to answer nobody."""
         if not self._opened:
             self._open()
-        words = msgspec.json.encode(_line(found, seconds)).decode()
-        record = logging.LogRecord("kawai.requests", logging.INFO, "", 0, words, None, None)
+        data = msgspec.json.encode(_line(found, seconds))
+        if self._say is not None:
+            self._say(data + b"\n")
+        record = logging.LogRecord("kawai.requests", logging.INFO, "", 0, data.decode(), None, None)
         for handler in self._handlers:
             handler.handle(record)
 

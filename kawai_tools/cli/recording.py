@@ -7,10 +7,14 @@ import contextlib
 import logging
 import os
 import sys
+import threading
+import time
 import traceback
+from collections.abc import Callable
 from datetime import UTC, datetime
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
+from queue import Full, Queue
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -32,6 +36,7 @@ _OURS = "kawai_tools"
 _COLOURS = {"error": "\x1b[1;31m", "warning": "\x1b[33m"}
 _LEVELS = {"CRITICAL": "error", "ERROR": "error", "WARNING": "warning", "INFO": "info", "DEBUG": "debug"}
 _READ = 1 << 20
+_MOST_WAITING, _FLUSH_PATIENCE, _TICK = 1000, 1.0, 0.005
 
 
 def keep_traceback(state_dir: Path, error: Exception, *, verbose: bool) -> tuple[str, str]:
@@ -81,16 +86,21 @@ def configure(state_dir: Path, *, verbose: bool) -> None:
 # a server's
 
 
-def configure_server(state_dir: Path, output: Output, journal: "Journal") -> None:
-    """Send what a server says to stderr, its file and its journal, which begins with the end of the file."""
+def configure_server(state_dir: Path, output: Output, journal: "Journal") -> Callable[[bytes], None]:
+    """Send what a server says to stderr, its file and its journal, which begins with the end of the file.
+
+    What it returns says whole lines on stderr only.
+    """
     path = state_dir / SERVER
     journal.add(read_last(path, _READ))
-    handlers: list[logging.Handler] = [_File(state_dir / NAME), _Journal(journal), _stderr(output)]
+    stderr = _stderr(output)
+    handlers: list[logging.Handler] = [_File(state_dir / NAME), _Journal(journal), stderr]
     with contextlib.suppress(KawaiError):  # a full disk is no reason to serve nobody
         make_directory(path.parent)
         handlers.append(_Lines(path, maxBytes=SIZE, backupCount=COPIES, delay=True))
     logging.basicConfig(handlers=handlers, level=logging.WARNING, force=True)
     logging.getLogger(_OURS).setLevel(logging.DEBUG if output.verbose else logging.INFO)
+    return stderr.say
 
 
 def read_last(path: Path, most: int) -> list[LogLine]:
@@ -149,26 +159,48 @@ class _Lines(RotatingFileHandler):
         """Say nothing: the line is lost, the server is not."""
 
 
-def _stderr(output: Output) -> logging.Handler:
+def _stderr(output: Output) -> "_Stderr":
     for_people = is_terminal(sys.stderr) and not output.json
     return _Stderr(logging.WARNING if output.quiet else logging.NOTSET, for_people=for_people)
 
 
 class _Stderr(logging.Handler):
-    """For people on a terminal, lines of JSON elsewhere."""
+    """For people on a terminal, lines of JSON elsewhere; by a thread, since nobody may be reading."""
 
     def __init__(self, level: int, *, for_people: bool) -> None:
         super().__init__(level)
         self._for_people = for_people
+        self._lines: Queue[bytes] = Queue(_MOST_WAITING)
+        threading.Thread(target=self._write_all, name="stderr", daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Never raise: a terminal may have gone."""
+        """Say a line of the log."""
         line = _line(record)
-        words = shown(line, colour=coloured(sys.stderr)).encode() if self._for_people else _json(line)
-        if sys.stderr is not None:
-            with contextlib.suppress(OSError, ValueError):
-                sys.stderr.buffer.write(words)
-                sys.stderr.flush()
+        self.say(shown(line, colour=coloured(sys.stderr)).encode() if self._for_people else _json(line))
+
+    def say(self, words: bytes) -> None:
+        """Say whole lines, without waiting: what nobody reads is in a file all the same."""
+        with contextlib.suppress(Full):
+            self._lines.put_nowait(words)
+
+    def _write_all(self) -> None:
+        while True:
+            self._write(self._lines.get())
+            self._lines.task_done()
+
+    @staticmethod
+    def _write(words: bytes) -> None:
+        """Write past Python's buffer, whose lock would keep the process from ending while nobody reads."""
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # a terminal that has gone, or none
+            fd = sys.stderr.fileno()
+            while words:
+                words = words[os.write(fd, words) :]
+
+    def flush(self) -> None:
+        """Wait for what was said, for a moment."""
+        until = time.monotonic() + _FLUSH_PATIENCE
+        while self._lines.unfinished_tasks and time.monotonic() < until:
+            time.sleep(_TICK)
 
 
 def _json(line: LogLine) -> bytes:

@@ -3,6 +3,7 @@
 import logging
 import os
 import secrets
+import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
@@ -78,6 +79,7 @@ def serve(  # noqa: PLR0913, PLR0917 - one parameter for each thing that can be 
     }
     from kawai_tools.api.systemd import Notifier, take_sockets  # noqa: PLC0415 - only a server needs them
 
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to read again
     handed = [Bound.of(each) for each in take_sockets(os.environ)]
     notifier = Notifier(os.environ)
     settings = this.settings
@@ -99,7 +101,9 @@ class _Serving:
         self._this, self._notifier, settings = this, notifier, this.settings
         self._settings = settings
         self._workspace = Workspace(settings, serves=True)
-        recording.configure_server(settings.state_dir, this.output, self._workspace.journals.server)
+        self._say = recording.configure_server(
+            settings.state_dir, this.output, self._workspace.journals.server
+        )
         self._bound = handed or [Bound.of(listen(settings.host, settings.port), settings.host)]
         self._daemon = Daemon(
             url=self._bound[0].near_url,
@@ -122,16 +126,20 @@ class _Serving:
         try:
             serve(app, [each.listener for each in self._bound], calls)
         finally:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
             self._file.unlink(missing_ok=True)
             self._workspace.close()
         _LOG.info("kawai has ended")
+        logging.shutdown()
 
     def _build(self) -> "App":
         from kawai_tools.api.app import build_app  # noqa: PLC0415
         from kawai_tools.api.observing import NAME as REQUESTS  # noqa: PLC0415
         from kawai_tools.api.observing import RequestLog  # noqa: PLC0415
 
-        log = RequestLog(self._settings.state_dir / REQUESTS, verbose=self._this.output.verbose)
+        log = RequestLog(
+            self._settings.state_dir / REQUESTS, self._say if self._this.output.verbose else None
+        )
         return build_app(self._workspace, self._names(self._settings), access=self._access, log=log)
 
     def _names(self, settings: "Settings") -> "Names":
