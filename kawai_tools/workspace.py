@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from kawai_tools.libs.platforms import Machine, System
     from kawai_tools.libs.pulling import LibsPuller
     from kawai_tools.libs.release import Answers, Channel
+    from kawai_tools.models.adopting import Adopter
     from kawai_tools.models.layout import Layout
+    from kawai_tools.models.neighbours import Neighbours
     from kawai_tools.models.planning import Planner
     from kawai_tools.models.pulling import Puller
     from kawai_tools.models.store import Store
@@ -215,6 +217,20 @@ class Workspace:
         from kawai_tools.models.pulling import Puller
 
         return Puller(self.models, self._listed_hub, self._pace)
+
+    @cached_property
+    def neighbours(self) -> "Neighbours":
+        """What other tools on this machine hold."""
+        from kawai_tools.models.neighbours import Neighbours, places
+
+        return Neighbours(self.models, places(self.settings))
+
+    @cached_property
+    def adopter(self) -> "Adopter":
+        """Takes in files that are here already."""
+        from kawai_tools.models.adopting import Adopter
+
+        return Adopter(self.models, self.neighbours)
 
     @property
     def _pace(self) -> "Pace":
