@@ -73,7 +73,10 @@ def test_models_of_the_home_that_is_typed(stocked: Program, tmp_path: Path) -> N
     [
         ("kawai ", {"models", "catalog", "libs", "pulls", "tokens", "serve", "run", "doctor", "config"}),
         ("kawai m", {"models"}),
-        ("kawai models ", {"list", "show", "pull", "ps", "index", "rm", "verify", "load", "unload"}),
+        (
+            "kawai models ",
+            {"list", "show", "pull", "ps", "index", "rm", "verify", "load", "unload"} | {"adopt", "scan"},
+        ),
         ("kawai models l", {"list", "load"}),
         ("kawai pulls ", {"list", "attach", "cancel"}),
         ("kawai config ", {"show", "path"}),

@@ -31,6 +31,7 @@ def adopt(
         typer.Argument(
             metavar="PATH...",
             help="GGUF files, or directories of them; any shard stands for its set.",
+            readable=False,  # the core says it better
             show_default=False,
         ),
     ],

@@ -174,7 +174,7 @@ def files_below(top: Path, leave_out: tuple[int, int] | None) -> list[Path]:
             continue
         seen.add(this)
         with looking(folder), os.scandir(folder) as entries:
-            for entry in entries:
+            for entry in sorted(entries, key=lambda each: each.name, reverse=True):  # what is last is next
                 _sort(entry, found, to_do, (*above, this))
     return sorted(found)
 
