@@ -1,5 +1,6 @@
 """Adoption and scan, from outside: trees as other tools lay them out, which nothing may change."""
 
+import errno
 import json
 import os
 import shutil
@@ -16,12 +17,13 @@ import msgspec
 import pytest
 
 from kawai_tools.errors import ErrorBody, KawaiError, from_info
-from kawai_tools.events import PullEvent
+from kawai_tools.events import PullEvent, Status
 from kawai_tools.models.gathering import folder_name
 from kawai_tools.models.neighbours import FoundFile
+from kawai_tools.models.taking import Mode
 from kawai_tools.operations.adoption import MODELS_ADOPT, AdoptRequest
 from kawai_tools.settings import Settings
-from kawai_tools.transfer.pulls import Feed
+from kawai_tools.transfer.pulls import Feed, Pulls
 from kawai_tools.workspace import Workspace
 from tests.program import KAWAI, Ended, Program
 from tests.samples import tiny_gguf
@@ -701,6 +703,15 @@ class TestSets:
         home = Path(kawai.environ["KAWAI_HOME"]).parent
         assert {status for _, status in finals(adopt_here(kawai, home / ".ollama"))} == {"exists"}
 
+    def test_a_directory_that_holds_the_store_too(self, kawai: Program, tmp_path: Path) -> None:
+        one, deep = tmp_path / "one", tmp_path / "one" / "/".join("d" * 600)
+        deep.mkdir(parents=True)
+        tiny_gguf(deep / "x.gguf")
+        (store(kawai) / "a").mkdir(parents=True)
+        tiny_gguf(store(kawai) / "a/dropped.gguf", name="not listed yet")
+        assert finals(adopt_here(kawai, tmp_path)) == [("x", "downloaded")]
+        assert finals(adopt_here(kawai, one)) == [("x", "exists")]
+
     def test_one_that_fails_keeps_no_other_from_being_tried(self, kawai: Program, tmp_path: Path) -> None:
         for folder, name in (("a", "Tiny"), ("b", "Tine"), ("c", "Tony")):
             (tmp_path / folder).mkdir()
@@ -891,6 +902,69 @@ class TestDisks:
         assert done.returncode == 8, done
         assert left(kawai) == []
         assert adopt(kawai, tmp_path / "x.gguf", "--copy").code == 0
+
+
+class TestWays:
+    """How bytes come, where the file system must be made to refuse or to share."""
+
+    @pytest.mark.parametrize("copy", [True, False])
+    def test_a_reflink_is_hashed_and_no_other_name(
+        self,
+        kawai: Program,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        copy: bool,  # noqa: FBT001
+    ) -> None:
+        def clone(target: int, request: int, source: int) -> int:
+            assert request == 0x40049409, "FICLONE of linux/fs.h"
+            return os.sendfile(target, source, 0, os.fstat(source).st_size)
+
+        tiny_gguf(tmp_path / "x.gguf")
+        monkeypatch.setattr("fcntl.ioctl", clone)
+        monkeypatch.setattr("os.link", _refuse)
+        assert finals(adopt_here(kawai, tmp_path / "x.gguf", copy=copy)) == [("x", "downloaded")]
+        assert (tmp_path / "x.gguf").stat().st_nlink == 1
+        assert provenance(kawai, "x")["files"][0]["sha256"] == digest(tiny_gguf())
+
+    def test_where_links_are_refused(
+        self, kawai: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As Linux refuses them of files that one may not write (fs.protected_hardlinks)."""
+        tiny_gguf(tmp_path / "x.gguf")
+        monkeypatch.setattr("os.link", _refuse)
+        monkeypatch.setattr("fcntl.ioctl", _refuse)
+        ended = adopt_here(kawai, tmp_path / "x.gguf")
+        last: Any = ended.events[-1]
+        assert (ended.code, last["error"]["code"]) == (2, "invalid_request")
+        assert (last["error"]["hint"], left(kawai)) == ("--copy takes a copy of its bytes", [])
+        (job,) = workspace(kawai).adopter.jobs([str(tmp_path / "x.gguf")], Mode.ANY, None)
+        pull = Pulls().start(job)
+        pull.join(30)
+        assert pull.newest().status is Status.DOWNLOADED
+        assert (tmp_path / "x.gguf").stat().st_nlink == 1
+
+    def test_another_file_in_its_place(
+        self, kawai: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path, link = tiny_path(tmp_path / "x.gguf"), os.link
+
+        def swap(source: Path, target: Path) -> None:
+            tiny_path(tmp_path / "new").replace(source)
+            link(source, target)
+
+        monkeypatch.setattr("os.link", swap)
+        ended = adopt_here(kawai, path)
+        last: Any = ended.events[-1]
+        assert (ended.code, last["error"]["code"], left(kawai)) == (5, "conflict", [])
+
+
+def tiny_path(path: Path) -> Path:
+    tiny_gguf(path)
+    return path
+
+
+def _refuse(*_: object, **__: object) -> None:
+    raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
 
 class TestInterruption:
