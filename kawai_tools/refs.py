@@ -220,7 +220,7 @@ def parse_source(text: str, endpoint: str = HUB, *, local_paths: bool = False) -
     if local_paths and _looks_local(text):
         raise LocalPath(
             f"{text[:200]} is a file on this machine, not a source to pull from",
-            "copy it to models/local/NAME/ in kawai's store and run: kawai models index",
+            "kawai models adopt takes it in",
         )
     if re.match(_USER, text):  # not repeated: it may be a password
         raise InvalidSource("a source may not carry a user name or password", "set HF_TOKEN for the hub")

@@ -3,7 +3,6 @@
 Each noun's module is imported when the noun is first asked for: a list needs no HTTP client.
 """
 
-import os
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -24,7 +23,9 @@ if TYPE_CHECKING:
     from kawai_tools.libs.platforms import Machine, System
     from kawai_tools.libs.pulling import LibsPuller
     from kawai_tools.libs.release import Answers, Channel
+    from kawai_tools.models.adopting import Adopter
     from kawai_tools.models.layout import Layout
+    from kawai_tools.models.neighbours import Neighbours
     from kawai_tools.models.planning import Planner
     from kawai_tools.models.pulling import Puller
     from kawai_tools.models.store import Store
@@ -197,6 +198,20 @@ class Workspace:
 
         return Puller(self.models, self._listed_hub, self._pace)
 
+    @cached_property
+    def neighbours(self) -> "Neighbours":
+        """What other tools on this machine hold."""
+        from kawai_tools.models.neighbours import Neighbours, places
+
+        return Neighbours(self.models, places(self.settings))
+
+    @cached_property
+    def adopter(self) -> "Adopter":
+        """Takes in files that are here already."""
+        from kawai_tools.models.adopting import Adopter
+
+        return Adopter(self.models, self.neighbours)
+
     @property
     def _pace(self) -> "Pace":
         from kawai_tools.transfer.fetching import Pace
@@ -335,17 +350,9 @@ class Workspace:
     @cached_property
     def service(self) -> "Service":
         """``kawai serve`` of this home as a service of its user."""
-        from pathlib import Path
+        from kawai_tools.service.here import service_of
 
-        from kawai_tools.service.launchd import Launchd
-        from kawai_tools.service.manager import Service
-        from kawai_tools.service.systemd import Systemd
-
-        settings, home = self.settings, Path.home()
-        config = Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config")
-        variables = settings.config_dir / "service.env"
-        log = settings.state_dir / "logs" / "launchd.log"
-        return Service(settings, [Systemd(config, variables), Launchd(home, log)], variables)
+        return service_of(self.settings)
 
     def renewed(self, settings: Settings) -> "Workspace":
         """One with other settings that shares what lasts: what is loaded, pulled, or said."""

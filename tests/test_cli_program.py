@@ -32,6 +32,8 @@ COMMANDS = (
     "models index",
     "models rm",
     "models verify",
+    "models adopt",
+    "models scan",
     "pulls list",
     "pulls attach",
     "pulls cancel",

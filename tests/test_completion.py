@@ -88,7 +88,10 @@ def test_models_of_the_home_that_is_typed(stocked: Program, tmp_path: Path) -> N
             },
         ),
         ("kawai m", {"models"}),
-        ("kawai models ", {"list", "show", "pull", "ps", "index", "rm", "verify", "load", "unload"}),
+        (
+            "kawai models ",
+            {"list", "show", "pull", "ps", "index", "rm", "verify", "load", "unload"} | {"adopt", "scan"},
+        ),
         ("kawai models l", {"list", "load"}),
         ("kawai pulls ", {"list", "attach", "cancel"}),
         ("kawai config ", {"show", "path"}),

@@ -442,7 +442,7 @@ def test_a_local_path_is_answered_with_what_to_do_but_never_over_http(site: Site
         ended = site.cli("models", "pull", *args, "--json")
         assert (ended.code, ended.error["code"]) == (2, "local_path")
         assert path in ended.error["message"]
-        assert "kawai models index" in ended.error["hint"]
+        assert "kawai models adopt" in ended.error["hint"]
     for body in ({"model_url": path}, {"model_url": "me/only", "proj_url": path}):
         reply = site.daemon.ask("POST", "/v1/models/pull", body)
         assert (reply.status, reply.error["code"]) == (400, "invalid_source")

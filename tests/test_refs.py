@@ -274,7 +274,7 @@ def test_a_repository_is_two_plain_words(text: str) -> None:
 def test_a_local_path_is_told_what_to_do_instead_but_never_over_http(text: str) -> None:
     with pytest.raises(LocalPath, match="on this machine") as raised:
         parse_source(text, local_paths=True)
-    assert "kawai models index" in (raised.value.hint or "")
+    assert "kawai models adopt" in (raised.value.hint or "")
     source = _parsed(lambda: parse_source(text))
     assert source is None or isinstance(source, HubRepo)
 

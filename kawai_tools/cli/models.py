@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from kawai_tools.cli import showing
+from kawai_tools.cli import adoption, showing
 from kawai_tools.cli.completion import model_ids
 from kawai_tools.cli.groups import LAZY, KawaiCommand, group
 from kawai_tools.cli.invocation import invocation
@@ -215,3 +215,7 @@ def verify(
     if failed and model is None:
         failed = OUTCOMES[ErrorType.INTEGRITY].exit_code
     raise typer.Exit(stop.exit_code if stop.signal else failed)
+
+
+app.command(cls=KawaiCommand, epilog=adoption.ADOPT_EXAMPLES)(adoption.adopt)
+app.command(cls=KawaiCommand)(adoption.scan)
