@@ -136,6 +136,11 @@ def test_a_pull_tells_the_same_and_lands_there(there: There) -> None:
     ]
     assert there.at("models", "rm", "Big-Q8_0").code == 0
     here = there.here("models", "pull", BIG, "--json")
+    said = [line["message"] for line in json.loads(there.at("logs", "--json").out)]
+    assert [words.split(" ", 2)[2] for words in said if words.startswith("pull ")][-2:] == [
+        "of Big-Q8_0 begins",
+        "of Big-Q8_0 ends: downloaded",
+    ]
     steps = [[(each["status"], each["file"], sorted(each)) for each in ended.events] for ended in (here, far)]
     assert [step for step in steps[0] if step[0] != "downloading"] == [
         step for step in steps[1] if step[0] != "downloading"

@@ -95,7 +95,7 @@ def _files(output: Output, files: list[ModelFile]) -> str:
 def _source(output: Output, model: ModelDetails) -> list[tuple[str, str]]:
     source = model.provenance
     facts = [
-        ("Source", source.url or "put into the store by hand"),
+        ("Source", source.url or "this machine: adopted, or put into the store by hand"),
         ("Commit", source.commit or "-"),
         ("Verified", "never" if source.verified_at is None else text.moment(source.verified_at)),
         ("Installed", text.moment(model.modified)),

@@ -25,6 +25,8 @@ PROGRESS_INTERVAL = 0.25
 KEPT_FOR = 3600.0
 """Seconds for which a finished Pull can still be followed."""
 
+_LOG = logging.getLogger(__name__)
+
 M = TypeVar("M", bound=Message)
 
 
@@ -66,7 +68,7 @@ class Feed(Generic[M]):
             try:
                 wake()
             except Exception:
-                logging.getLogger(__name__).exception("a follower cannot be woken, and is left behind")
+                _LOG.exception("a follower cannot be woken, and is left behind")
                 del self._wakes[key]
 
     def events(self, after: int = 0) -> list[tuple[int, M]]:
@@ -152,6 +154,7 @@ class Pull(Feed[Event]):
 
     def start(self) -> "Pull":
         """Begin in a thread of its own."""
+        _LOG.info("pull %s of %s begins", self.id, self.job.target)
         self.tell(self.last)
         self._thread.start()
         return self
@@ -188,7 +191,7 @@ class Pull(Feed[Event]):
         except KawaiError as known:
             status, error = Status.FAILED, known.info
         except Exception:
-            logging.getLogger(__name__).exception("pull %s of %s failed", self.id, self.job.target)
+            _LOG.exception("pull %s of %s failed", self.id, self.job.target)
             status, error = (
                 Status.FAILED,
                 Internal("kawai failed in a way it should not", "the log has the traceback").info,
@@ -197,6 +200,8 @@ class Pull(Feed[Event]):
             if lock is not None:
                 lock.remove()
         self.ended = time.monotonic()
+        words = f": {error.message}" if error else ""
+        _LOG.info("pull %s of %s ends: %s%s", self.id, self.job.target, status, words)
         self.tell(_final(self.last, status, error))
         self.close()
 
