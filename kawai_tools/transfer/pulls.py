@@ -67,7 +67,7 @@ class Feed(Generic[M]):
         for key, wake in list(self._wakes.items()):
             try:
                 wake()
-            except Exception:
+            except Exception:  # noqa: BLE001 - the others are told
                 _LOG.exception("a follower cannot be woken, and is left behind")
                 del self._wakes[key]
 
@@ -190,7 +190,7 @@ class Pull(Feed[Event]):
             status = Status.CANCELLED
         except KawaiError as known:
             status, error = Status.FAILED, known.info
-        except Exception:
+        except Exception:  # noqa: BLE001 - told as a failure, and its traceback logged
             _LOG.exception("pull %s of %s failed", self.id, self.job.target)
             status, error = (
                 Status.FAILED,
