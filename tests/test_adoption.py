@@ -326,11 +326,12 @@ class TestScan:
                 {"layers": 7},
                 {"layers": [layer]},
                 {"layers": [{}]},
-                " " * (1 << 20) + "{}",
             ]
         ):
             trees.ollama.manifest(f"registry.ollama.ai/library/bad/{number}", bad)
-        trees.ollama.manifest("registry.ollama.ai/library/bad/deep/er/x", {"layers": []})
+        good = (trees.ollama.root / "manifests/registry.ollama.ai/library/llama3.2/1b").read_text()
+        trees.ollama.manifest("registry.ollama.ai/library/large/1b", good + " " * (1 << 20))
+        trees.ollama.manifest("registry.ollama.ai/library/bad/deep/er/x", good)
         os.mkfifo(trees.ollama.root / "manifests/registry.ollama.ai/library/bad/fifo")
         folder = trees.studio.root / "models/acme/Odd"
         (folder / "folder.gguf").mkdir(parents=True)
@@ -396,6 +397,13 @@ class TestScan:
         assert kawai("models", "verify", "hub").code == 0
         assert adopt_here(kawai, ollama).code == 0
         assert adopted() == [True, True, True]
+        (store(kawai) / "local/Small-F32/.kawai/Small-F32.json").unlink()
+        (store(kawai) / "local/Small-F32/Small-F32.gguf").unlink()
+        workspace(kawai).models.reindex()
+        assert not adopted()[1]
+        os.link(studio, store(kawai) / "local/linked-by-hand.gguf")
+        workspace(kawai).models.reindex()
+        assert adopted()[1]
         assert kawai("models", "rm", "llama3.2-1b").code == 0
         assert adopted() == [True, True, False]
 
@@ -593,6 +601,14 @@ class TestExists:
         tiny_gguf(tmp_path / "z.gguf", name="another z")
         assert adopt_here(kawai, tmp_path / "z.gguf").error["code"] == "conflict"
 
+    def test_also_while_it_is_in_use(self, kawai: Program, tmp_path: Path) -> None:
+        tiny_gguf(tmp_path / "x.gguf")
+        adopt_here(kawai, tmp_path / "x.gguf", copy=True)
+        lock = workspace(kawai).models.use_lock("local/x/x")
+        assert lock.acquire(shared=True)
+        assert finals(adopt_here(kawai, tmp_path / "x.gguf", copy=True)) == [("x", "exists")]
+        lock.release()
+
     def test_two_at_once(self, kawai: Program, tmp_path: Path) -> None:
         big(tmp_path / "x.gguf", 32 << 20)
         words = ("models", "adopt", str(tmp_path / "x.gguf"), "--copy", "--json")
@@ -644,9 +660,10 @@ class TestSets:
         shards = make_shards(tmp_path / "set")
         shutil.copy(shards[0], shards[1])
         shutil.copy(shards[0], tmp_path / "lone.gguf")
-        for path in (shards[0], tmp_path / "lone.gguf"):
+        for path, words in ((shards[0], "not the shard"), (tmp_path / "lone.gguf", "does not say which")):
             ended = adopt_here(kawai, path)
             assert (ended.code, ended.error["code"]) == (7, "incomplete_model")
+            assert words in ended.error["message"]
 
     def test_a_projection_goes_with_the_one_model(self, kawai: Program, tmp_path: Path) -> None:
         model, projection, other = tmp_path / "x.gguf", tmp_path / "mmproj-F16.gguf", tmp_path / "o.gguf"
@@ -942,6 +959,54 @@ class TestWays:
         pull.join(30)
         assert pull.newest().status is Status.DOWNLOADED
         assert (tmp_path / "x.gguf").stat().st_nlink == 1
+
+    def test_room_for_all_is_looked_for_before_the_first(
+        self, kawai: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        shards = make_shards(tmp_path)
+        least = sum(path.stat().st_size for path in shards) - 1
+        monkeypatch.setattr("kawai_tools.models.taking.free_space", lambda _: least)
+        ended = adopt_here(kawai, shards[0], copy=True)
+        last: Any = ended.events[-1]
+        assert (ended.code, last["error"]["code"], left(kawai)) == (8, "no_space", [])
+        assert f"{least + 1:,}" in last["error"]["message"]
+
+    def test_what_a_killed_one_left_is_cleared_first(
+        self, kawai: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path, link, seen = tiny_path(tmp_path / "x.gguf"), os.link, []
+        partial = workspace(kawai).layout.partial("local/x/x")
+        partial.mkdir(parents=True)
+        (partial / "x.gguf.old.partial").write_bytes(b"half")
+
+        def watch(source: Path, target: Path) -> None:
+            seen.append(sorted(each.name for each in partial.iterdir()))
+            link(source, target)
+
+        monkeypatch.setattr("os.link", watch)
+        assert finals(adopt_here(kawai, path)) == [("x", "downloaded")]
+        assert seen == [["claim.json"]]
+
+    def test_what_is_no_file_is_not_even_opened(
+        self, kawai: Program, trees: Trees, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """To open a device may be to make it act."""
+        odd = [tmp_path / "x.gguf", trees.ollama.root / "manifests/registry.ollama.ai/library/bad/fifo"]
+        odd[1].parent.mkdir()
+        opened: list[str] = []
+        real = os.open
+
+        def watch(path: Any, *args: Any, **more: Any) -> int:  # noqa: ANN401 - as os.open
+            opened.append(str(path))
+            return real(path, *args, **more)
+
+        for path in odd:
+            os.mkfifo(path)
+        monkeypatch.setattr("os.open", watch)
+        assert adopt_here(kawai, odd[0]).code == 2
+        assert len(scan_here(kawai)) == 3
+        assert opened
+        assert not {str(path) for path in odd} & set(opened)
 
     def test_another_file_in_its_place(
         self, kawai: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
