@@ -11,6 +11,8 @@ from kawai_tools.settings import Settings
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from kawai_tools.carry.exporting import Exporter
+    from kawai_tools.carry.importing import Importer
     from kawai_tools.catalog.catalog import Catalog
     from kawai_tools.catalog.lists import Lists
     from kawai_tools.catalog.subscriptions import Subscriptions
@@ -340,6 +342,20 @@ class Workspace:
         looked_at = Bundles(self.bundles.layout, lambda: self.machine, recovers=False)
         catalog = Catalog(self._make_lists(remembers=False), self.models)
         return Doctor(self.settings, self.machine, self.models, looked_at, catalog, self.tokens, ways)
+
+    @cached_property
+    def exporter(self) -> "Exporter":
+        """Writes what is installed into archives."""
+        from kawai_tools.carry.exporting import Exporter
+
+        return Exporter(self.models, self.bundles)
+
+    @cached_property
+    def importer(self) -> "Importer":
+        """Installs what archives hold."""
+        from kawai_tools.carry.importing import Importer
+
+        return Importer(self.models, self.bundles)
 
     def warm(self) -> None:
         """Make every noun now, before threads could each make their own."""
