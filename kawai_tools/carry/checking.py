@@ -1,7 +1,8 @@
 """What a manifest may say. It comes from elsewhere: nothing in it is believed before it was looked at."""
 
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterable
 
 from kawai_tools.carry.manifest import MODELS, CarriedBuild, CarriedFile, CarriedModel, Manifest
 from kawai_tools.errors import BrokenArchive, InvalidId, UnsafeArchive
@@ -11,6 +12,9 @@ from kawai_tools.models.layout import model_path
 from kawai_tools.refs import RESERVED, is_gguf_name, parse_model, safe_path, shard_of
 
 _MOST_SOURCES = 1000
+_BELOW = 3
+_LONGEST, _DEEPEST = 1200, 32
+"""Characters and folders of a path, more than any that is taken: what is looked at must take no time."""
 
 
 def check(manifest: Manifest) -> dict[str, Tree]:
@@ -25,7 +29,8 @@ def check(manifest: Manifest) -> dict[str, Tree]:
         _check_model(model, files, roles)
     _check_unique("the model", [model_path(each.files[0].path) for each in manifest.models])
     _check_unique("the build", [each.folder for each in manifest.builds])
-    trees = {build.folder: _tree(build, manifest.files) for build in manifest.builds}
+    within = _by_folder(manifest.files)
+    trees = {build.folder: _tree(build, within.get(build.folder, [])) for build in manifest.builds}
     known = set(roles).union(*(_paths(folder, tree) for folder, tree in trees.items()))
     for path in files:
         if path not in known:
@@ -35,6 +40,9 @@ def check(manifest: Manifest) -> dict[str, Tree]:
 
 def _check_paths(files: list[CarriedFile]) -> None:
     """Refuse two files of one name, and one that lies below another."""
+    for file in files:
+        if len(file.path) > _LONGEST or file.path.count("/") > _DEEPEST:
+            raise UnsafeArchive(f"{quoted(file.path)} is no path of a model or build", _NOT)
     _check_unique("the file", [file.path for file in files])
     names = {_folded(file.path) for file in files}
     for name in names:
@@ -90,10 +98,10 @@ def _is_id(words: str) -> bool:
     return not {words.casefold(), (ref.owner or "").casefold()} & RESERVED
 
 
-def _tree(build: CarriedBuild, files: list[CarriedFile]) -> Tree:
+def _tree(build: CarriedBuild, files: list[tuple[str, int]]) -> Tree:
     """What a build holds, by the rules for archives of builds. Raises ``UnsafeArchive``."""
     tree, executables = Tree(LIMITS), set(build.executables)
-    for name, size in _within(build.folder, files):
+    for name, size in files:
         path = parts(name, LIMITS)
         if "/".join(path) != name:
             raise UnsafeArchive(f"{quoted(name)} is no plain path", _NOT)
@@ -108,10 +116,14 @@ def _tree(build: CarriedBuild, files: list[CarriedFile]) -> Tree:
     return tree
 
 
-def _within(folder: str, files: list[CarriedFile]) -> Iterator[tuple[str, int]]:
+def _by_folder(files: list[CarriedFile]) -> dict[str, list[tuple[str, int]]]:
+    """Names and sizes of what lies three folders deep, as files of builds do, by those folders."""
+    found: dict[str, list[tuple[str, int]]] = defaultdict(list)
     for file in files:
-        if file.path.startswith(folder):
-            yield file.path.removeprefix(folder), file.size
+        top, *below = file.path.split("/", 3)
+        if len(below) == _BELOW:
+            found["/".join([top, *below[:-1], ""])].append((below[-1], file.size))
+    return found
 
 
 def _paths(folder: str, tree: Tree) -> set[str]:

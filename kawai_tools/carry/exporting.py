@@ -90,6 +90,7 @@ class _Export:
 
     def work(self, pull: Pull) -> Status:
         """Do it, telling the progress."""
+        self._look()
         with contextlib.ExitStack() as stack:
             target: Target = self._target
             if isinstance(self._target, FileTarget):
@@ -111,6 +112,13 @@ class _Export:
         for item in self._items:
             item.files = [each for each in item.files if each.path not in seen]
             seen.update(each.path for each in item.files)
+
+    def _look(self) -> None:
+        """Make sure that every file is there before anything is written."""
+        for item in self._items:
+            for file in item.files:
+                with opened(item, file):
+                    pass
 
     def _find_digests(self, mover: Mover, pull: Pull) -> None:
         unknown = sum(file.size for item in self._items for file in item.files if file.sha256 is None)

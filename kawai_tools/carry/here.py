@@ -30,11 +30,20 @@ class Here:
         return self._store.index.by_path(model_path(model.files[0].path))
 
     def is_whole(self, model: CarriedModel, found: dict[str, FileRecord]) -> bool:
-        """Whether a model is installed with all that is carried of it."""
+        """Whether a model is installed with all that is carried of it, and as much is known of it.
+
+        One that was put here by hand is none, where the export knows whence it is or what its digests are:
+        it needs no bytes, but its provenance. It is left alone where it has more files than are carried.
+        """
         entry = self.entry(model)
+        if entry is None or not entry.present:
+            return False
+        known = {file.path: file for file in entry.record.files}
         paths = {part.path for part in model.files}
-        known = {file.path for file in entry.record.files} if entry and entry.present else set[str]()
-        return paths <= known and paths <= found.keys()
+        if not (paths <= known.keys() and paths <= found.keys()):
+            return False
+        as_good = entry.record.url is not None or model.url is None
+        return len(known) > len(paths) or (as_good and all(known[path].sha256 for path in paths))
 
     def look(self, model: CarriedModel) -> dict[str, FileRecord]:
         """The files of a model that are here. Raises ``DifferentVersion`` where others are in their place."""

@@ -1,7 +1,7 @@
 """Takes models and builds out of an archive, and holds each file to its digest.
 
-What is here already is passed over. A model is installed as soon as its last file has arrived. No connection to
-to anywhere is opened.
+What is here already is passed over. A model is installed as soon as its last file has arrived. Nothing of
+a network is loaded, let alone asked.
 """
 
 import contextlib

@@ -128,7 +128,7 @@ class IncomingBuild:
             os=build.os,
             processor=build.processor,
             variant=build.variant,
-            size=self._tree.size,
+            size=sum(each.lstat().st_size for each in self._staging.iterdir()),
             installed_at=datetime.now(UTC),
             assets=build.assets,
             probe=result,

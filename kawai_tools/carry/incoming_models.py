@@ -161,14 +161,12 @@ class IncomingModel:
             with storage_errors(partial.path):
                 header = read_header_fd(partial.fd, file.size)
             if header.is_projection != (part.role == "projection"):
-                raise NotAModel(f"{quoted(part.path)} in it is no {_KIND[part.role]}", "export it again")
+                raise NotAModel(f"it is no {_KIND[part.role]}", "export it again")
             if part.role == "weights" and not fits_name(header, part.path):
-                raise NotAModel(
-                    f"{quoted(part.path)} in it is another shard than it is called", "export it again"
-                )
-        except KawaiError:
+                raise NotAModel("it is another shard than it is called", "export it again")
+        except KawaiError as error:
             partial.discard()
-            raise
+            raise type(error)(f"{quoted(part.path)} in it: {error.message}", error.hint) from error
         partial.sync()
         partial.save([], file.sha256, synced=True)
 

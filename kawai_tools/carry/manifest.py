@@ -25,7 +25,7 @@ MOST = 64 << 20
 MODELS, LIBRARIES = "models/", "libraries/"
 """What the paths of files begin with."""
 
-Text = Annotated[str, Meta(max_length=4096)]
+Text = Annotated[str, Meta(max_length=8192)]
 Size = Annotated[int, Meta(ge=0, le=1 << 50)]
 Digest = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 
@@ -66,7 +66,7 @@ class CarriedBuild(msgspec.Struct, frozen=True, kw_only=True):
     os: Os
     processor: Processor
     variant: Text | None = None
-    assets: list[AssetRecord] = []
+    assets: Annotated[list[AssetRecord], Meta(max_length=100)] = []
     executables: list[Text] = []
     links: dict[Text, Text] = {}
 

@@ -157,6 +157,8 @@ class FileTarget:
 
     def __exit__(self, *_: object) -> None:
         """Let go; what was written stays."""
+        if self._is_ours() and not os.fstat(self._fd).st_size:
+            self.partial.unlink()
         self._close()
 
     def _close(self) -> None:
