@@ -22,9 +22,11 @@ import msgspec
 import pytest
 
 from kawai_tools.carry.manifest import FORMAT
+from kawai_tools.carry.source import Source
 from kawai_tools.carry.tape import EXECUTABLE
 from kawai_tools.errors import KawaiError, from_info
 from kawai_tools.events import CarryEvent
+from kawai_tools.models.verifying import verify
 from kawai_tools.operations.carry import EXPORT, IMPORT, ExportRequest, ImportRequest
 from kawai_tools.refs import parse_model
 from kawai_tools.settings import Settings
@@ -273,7 +275,7 @@ def test_an_export_over_something(pulled: Path, tmp_path: Path, kawai: Program) 
     (tmp_path / "file").write_text("mine")
     (tmp_path / "folder").mkdir()
     (tmp_path / "link").symlink_to("nowhere")
-    for name in ("file", "folder", "link"):
+    for name in ("file", "folder", "link", "/"):
         with pytest.raises(KawaiError) as caught:
             export(pulled, tmp_path / name)
         assert (caught.value.code, caught.value.exit_code) == ("conflict", 5)
@@ -509,6 +511,25 @@ def _moved(path: str) -> Callable[[Files], bytes]:
     return alter
 
 
+def _instead(data: bytes, number: int = -1) -> Callable[[Files], bytes]:
+    """Put other bytes in the place of a file, with a manifest that says so."""
+
+    def alter(members: Files) -> bytes:
+        manifest = json.loads(members[0][1])
+        digest = hashlib.sha256(data).hexdigest()
+        manifest["files"][number] |= {"size": len(data), "sha256": digest}
+        name = manifest["files"][number]["path"]
+        members[number + 1 if number >= 0 else number] = _member(name, data)
+        # this model alone: those before it would be whole, and so be installed
+        manifest["models"] = [each for each in manifest["models"] if name[7:] in str(each["files"])]
+        carried = {f"models/{part['path']}" for each in manifest["models"] for part in each["files"]}
+        manifest["files"] = [each for each in manifest["files"] if each["path"] in carried]
+        kept = [each for each in members[1:] if each[0].name in carried]
+        return _packed([_member("manifest.json", json.dumps(manifest).encode()), *kept])
+
+    return alter
+
+
 def _with(*more: tuple[Any, Any], at: int = 3) -> Callable[[Files], bytes]:
     return lambda members: _packed([*members[:at], *more, *members[at:]])
 
@@ -590,7 +611,7 @@ ALTERED: dict[str, Callable[[Files], bytes]] = {
     "a member more at the end": _with(_member("models/acme/more.gguf", tiny_gguf()), at=99),
     "a member less": lambda members: _packed([*members[:3], *members[4:]]),
     "a symbolic link": lambda members: _packed(
-        [*members[:3], _member(members[3][0].name, kind=tarfile.SYMTYPE, link="/etc"), *members[4:]]
+        [*members[:3], _member(members[3][0].name, members[3][1], tarfile.SYMTYPE, "/etc"), *members[4:]]
     ),
     "a device": _with(_member("models/owner/null", kind=tarfile.CHRTYPE)),
     "a folder": _with(_member("models/owner", kind=tarfile.DIRTYPE)),
@@ -622,6 +643,10 @@ ALTERED: dict[str, Callable[[Files], bytes]] = {
     "an id that is a route": _manifest(_model("id", "ps")),
     "an id that commands a terminal": _manifest(_model("id", "x\x1b[2J")),
     "a model twice": _manifest(lambda manifest: manifest["models"].append(manifest["models"][0])),
+    "a web page as a model": _instead(b"<!DOCTYPE html><html>" * 100),
+    "a model that is cut short": _instead(tiny_gguf(name="Q8_0")[:-9]),
+    "a projection for a model": _instead(tiny_gguf(projection=True)),
+    "another shard than it is called": _instead(tiny_gguf(split=(2, SHARDS)), 1),
     "a build with a file up": _build("../../../outside"),
     "a build with a file by another spelling": _build("./llama-server"),
     "a build with a link up": _build(links={"out": "../../.."}),
@@ -664,6 +689,62 @@ def test_an_altered_export_installs_nothing(
     assert {path: when for path, when in after.items() if path not in {other, tmp_path}} == before
     assert [path for path in other.rglob("*") if path.suffix == ".gguf"] == []
     assert shown(other) == {}
+
+
+@pytest.mark.parametrize(
+    ("head", "read", "words"),
+    [
+        (lambda: _header("manifest.json", 1 << 40), Source.manifest, "has more than"),
+        (
+            lambda: _long_name(1 << 40),
+            lambda source: source.expect("models/x.gguf", 1),
+            "longer than any path",
+        ),
+    ],
+)
+def test_a_header_that_claims_too_much_is_not_followed(
+    head: Callable[[], bytes], read: Callable[[Source], object], words: str
+) -> None:
+    reading, writing = os.pipe()
+    os.write(writing, head())
+    os.close(writing)
+    with Source(reading) as source, pytest.raises(KawaiError, match=words):
+        read(source)
+
+
+def _long_name(size: int) -> bytes:
+    member = tarfile.TarInfo("././@LongLink")
+    member.type, member.size = tarfile.GNUTYPE_LONGNAME, size
+    return member.tobuf(tarfile.GNU_FORMAT)
+
+
+def test_files_may_come_in_any_order(members: Callable[[], Files], tmp_path: Path, other: Path) -> None:
+    """A model whose projection comes with another one waits for it."""
+    head, *files = members()
+    manifest = json.loads(head[1])
+    order = [5, 2, 0, 3, 4, 1]
+    manifest["files"] = [manifest["files"][at] for at in order]
+    data = _packed([_member("manifest.json", json.dumps(manifest).encode()), *(files[at] for at in order)])
+    (tmp_path / "x.tar").write_bytes(data)
+    assert import_(other, tmp_path / "x.tar").status == "imported"
+    assert {path: (other / path).read_bytes() for path in FILES} == {
+        member.name: content for member, content in files
+    }
+    assert {each["validated"] for each in shown(other).values()} == {True}
+    assert not list(other.glob("models/.partial/*"))
+
+
+def test_a_model_put_here_by_hand_gets_its_provenance(pulled: Path, archive: Path, other: Path) -> None:
+    (other / FILES[0]).parent.mkdir(parents=True)
+    for path in FILES[:3]:
+        shutil.copy(pulled / path, other / path)
+    store = space(other).models
+    store.reindex()
+    for _ in range(2):  # the first time nobody had promised a digest
+        assert [event.status for event in verify(store, None).follow() if event][-1] == "verified"
+    assert store.show(parse_model("big")).provenance.url is None
+    assert import_(other, archive).status == "imported"
+    assert shown(other) == shown(pulled)
 
 
 def test_an_export_packed_by_another_tar_is_taken(

@@ -110,6 +110,8 @@ class FileTarget:
 
     def __init__(self, path: Path) -> None:
         """Nothing is opened yet. Raises ``Conflict`` or ``NotFound`` where it could not be."""
+        if not path.name:  # the folder that one is in, or the root
+            raise taken(path)
         self.path, self.partial = path, path.with_name(f"{path.name}.partial")
         self.syncs: int | None = None
         self._fd, self._size, self._at, self._begin = -1, 0, 0, 0
@@ -139,7 +141,7 @@ class FileTarget:
             self._size = os.fstat(self._fd).st_size
             if not self._is_ours():
                 self._close()
-                raise taken(self.partial)
+                raise taken(self.path if os.path.lexists(self.path) else self.partial)
             if os.path.lexists(self.path) and not self._twice():
                 if not self._size:
                     self.partial.unlink()
