@@ -120,6 +120,19 @@ class LibsPullEvent(PullEvent, frozen=True, kw_only=True):
     current: str | None
 
 
+class CarryEvent(PullEvent, frozen=True, kw_only=True):
+    """One step of an export or import; ``archive`` is its file as it was given, ``-`` for a pipe.
+
+    ``models`` are ids and ``libs`` versions of all that it carries.
+    """
+
+    archive: str
+    file_completed: int | None
+    file_total: int | None
+    models: list[str]
+    libs: list[str]
+
+
 class FileCheck(msgspec.Struct, frozen=True):
     """One verified file: ``expected`` is ``None`` where no digest was known beforehand."""
 

@@ -11,6 +11,8 @@ from kawai_tools.settings import Settings
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from kawai_tools.carry.exporting import Exporter
+    from kawai_tools.carry.importing import Importer
     from kawai_tools.catalog.catalog import Catalog
     from kawai_tools.catalog.lists import Lists
     from kawai_tools.catalog.subscriptions import Subscriptions
@@ -42,12 +44,6 @@ if TYPE_CHECKING:
     from kawai_tools.transfer.outbound import Outbound
     from kawai_tools.transfer.pulls import Pulls
     from kawai_tools.transfer.wire import Timeouts
-
-
-_LASTING = frozenset(
-    ["pulls", "layout", "models", "pool", "tokens", "machine", "bundles", "journals", "_runners"]
-)
-"""Nouns that outlive a change of settings: they hold what others use, or know of the disk only."""
 
 
 class Workspace:
@@ -354,24 +350,23 @@ class Workspace:
 
         return service_of(self.settings)
 
-    def renewed(self, settings: Settings) -> "Workspace":
-        """One with other settings that shares what lasts: what is loaded, pulled, or said."""
-        made = Workspace(settings, serves=self.serves, timeouts=self._timeouts, system=self._system)
-        vars(made).update({name: noun for name, noun in vars(self).items() if name in _LASTING})
-        made.warm()
-        return made
+    @cached_property
+    def exporter(self) -> "Exporter":
+        """Writes what is installed into archives."""
+        from kawai_tools.carry.exporting import Exporter
 
-    def renew(self, other: "Workspace") -> None:
-        """Be as the one that :meth:`renewed` made. In the event loop's thread, as it changes the pool."""
-        from kawai_tools.runners.memory import Budget
+        return Exporter(self.models, self.bundles)
 
-        vars(self).update(vars(other))
-        for name in vars(self).keys() - vars(other).keys() - _LASTING:
-            if isinstance(getattr(Workspace, name, None), cached_property):
-                del vars(self)[name]
-        if "pool" in vars(self):
-            settings = self.settings
-            self.pool.set_limits(Budget(settings.memory_budget), settings.max_models, settings.max_queue)
+    @cached_property
+    def importer(self) -> "Importer":
+        """Installs what archives hold."""
+        from kawai_tools.carry.importing import Importer
+
+        return Importer(self.models, self.bundles)
+
+    def alike(self, settings: Settings) -> "Workspace":
+        """Another of this kind, with other settings."""
+        return Workspace(settings, serves=self.serves, timeouts=self._timeouts, system=self._system)
 
     def warm(self) -> None:
         """Make every noun now, before threads could each make their own."""

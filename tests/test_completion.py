@@ -60,6 +60,11 @@ def test_models_that_begin_so(stocked: Program, begun: str, offered: list[str]) 
     assert _offered(stocked, f"kawai models show {begun}") == offered
 
 
+def test_any_number_of_models_is_offered_for_an_export(stocked: Program) -> None:
+    assert sorted(_offered(stocked, "kawai export x.tar ")) == IDS
+    assert _offered(stocked, "kawai export x.tar Tiny-Q8_0 O") == ["Other-Q4_0"]
+
+
 def test_models_of_the_home_that_is_typed(stocked: Program, tmp_path: Path) -> None:
     home = stocked.environ["KAWAI_HOME"]
     for words in (f"kawai --home {home} models show O", f"kawai models show --home={home} O"):
@@ -85,9 +90,12 @@ def test_models_of_the_home_that_is_typed(stocked: Program, tmp_path: Path) -> N
                 "service",
                 "doctor",
                 "config",
+                "export",
+                "import",
             },
         ),
         ("kawai m", {"models"}),
+        ("kawai e", {"export"}),
         (
             "kawai models ",
             {"list", "show", "pull", "ps", "index", "rm", "verify", "load", "unload"} | {"adopt", "scan"},

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from kawai_tools.cli import text
 from kawai_tools.cli.output import Output, terminal_size
 from kawai_tools.cli.progress import WAITING, Silent, step
-from kawai_tools.events import FINAL, Event, ModelPullEvent, Status
+from kawai_tools.events import FINAL, CarryEvent, Event, ModelPullEvent, PullEvent, Status
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -48,6 +48,12 @@ def _short(name: str, width: int) -> str:
     return text.shrunk(stem[:-6], width - len(tail)) + tail
 
 
+def _has_several_files(event: PullEvent) -> bool:
+    if isinstance(event, ModelPullEvent):
+        return len(event.model_files) + bool(event.proj_file) > 1
+    return isinstance(event, CarryEvent) and event.file_total not in {None, event.total}
+
+
 class Bars(Silent):
     """A bar for each file; rich is imported when the first one is drawn."""
 
@@ -70,7 +76,7 @@ class Bars(Silent):
     def _draw(self, event: Event) -> None:
         now = step(event)
         times = [text.rate(now.rate), text.duration(now.eta)]
-        if isinstance(event, ModelPullEvent) and len(event.model_files) + bool(event.proj_file) > 1:
+        if isinstance(event, PullEvent) and _has_several_files(event):
             self._row(_ALL, event.completed, event.total or 0, [])
         if now.file and now.total:
             if now.file != self._current:

@@ -29,9 +29,14 @@ LAZY = {
     "logs": "Show what kawai serve says, or the engine of a model.",
     "service": "Have kawai serve run by itself, from login on.",
     "doctor": "Say what works, what does not, and what to do.",
+    "export": "Write models and builds into one file, for a machine without network.",
+    "import": "Install the models and builds that kawai export has written.",
     "config": "Show the settings and where they come from.",
 }
 """The commands of the top level, each a module beside this one, with what the help says of it."""
+
+_ELSEWHERE = {"export": ("carry", "export_app"), "import": ("carry", "import_app")}
+"""Commands whose application is in another module, or called otherwise."""
 
 
 def _global_option(name: str, help_text: str, metavar: str | None = None) -> TyperOption:
@@ -185,7 +190,8 @@ class LazyGroup(KawaiGroup):
         name, stub, rest = super().resolve_command(ctx, args)
         if name is None or stub is None:
             return name, stub, rest
-        app: typer.Typer = import_module(f"kawai_tools.cli.{name}").app
+        module, called = _ELSEWHERE.get(name, (name, "app"))
+        app: typer.Typer = getattr(import_module(f"kawai_tools.cli.{module}"), called)
         return name, get_command(app), rest
 
 

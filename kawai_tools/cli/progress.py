@@ -8,7 +8,16 @@ from typing import NamedTuple, Protocol
 
 from kawai_tools.cli import text
 from kawai_tools.cli.output import Output, coloured
-from kawai_tools.events import FINAL, Event, LibsPullEvent, ModelPullEvent, PullEvent, Status, VerifyEvent
+from kawai_tools.events import (
+    FINAL,
+    CarryEvent,
+    Event,
+    LibsPullEvent,
+    ModelPullEvent,
+    PullEvent,
+    Status,
+    VerifyEvent,
+)
 
 INTERVAL = 5.0
 """Seconds between two plain lines while nothing but the numbers change."""
@@ -32,12 +41,16 @@ def step(event: Event) -> Step:
     if isinstance(event, ModelPullEvent) and event.file_total is not None:
         done, total = event.file_completed or 0, event.file_total
         return Step(event.id, _base(event.file), done, total, event.rate, event.eta)
+    if isinstance(event, CarryEvent) and event.file_total is not None:
+        done, total = event.file_completed or 0, event.file_total
+        return Step(event.archive, _base(event.file), done, total, event.rate, event.eta)
     if isinstance(event, VerifyEvent):  # its numbers are of the whole model
         file = event.id if event.file else None
         return Step(event.id, file, event.completed, event.total, event.rate, event.eta)
     if isinstance(event, PullEvent):
         name = event.id if isinstance(event, ModelPullEvent) else event.pull
         name = event.version if isinstance(event, LibsPullEvent) else name
+        name = event.archive if isinstance(event, CarryEvent) else name
         return Step(name, _base(event.file), event.completed, event.total, event.rate, event.eta)
     return Step("", None, 0, None, None, None)
 

@@ -180,11 +180,13 @@ class _Serving:
 
         One that is wrong changes nothing.
         """
+        from kawai_tools.renewing import renew, renewed  # noqa: PLC0415 - seldom
+
         self._notifier.reloading()
         try:
             settings = self._this.reread()
             check_binding([each.host for each in self._bound], settings)
-            renewed = self._workspace.renewed(settings)
+            other = renewed(self._workspace, settings)
             news = self._first_admin(settings)
         except KawaiError as error:
             hint = f"; {error.hint}" if error.hint else ""
@@ -193,7 +195,7 @@ class _Serving:
 
         def count() -> None:
             before, self._settings = self._settings, settings
-            self._workspace.renew(renewed)
+            renew(self._workspace, other)
             app.rename(self._names(settings))
             self._set_access(settings)
             _tell_changes(before, settings)

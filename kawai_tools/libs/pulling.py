@@ -13,16 +13,15 @@ from kawai_tools.libs.bundles import Bundles, failed
 from kawai_tools.libs.plan import LibsPlan
 from kawai_tools.libs.platforms import Machine
 from kawai_tools.libs.probing import probe
+from kawai_tools.libs.staging import clear, staging
 from kawai_tools.refs import PlainUrl
 from kawai_tools.transfer.fetching import Fetcher, Pace, Wanted, claim_space
-from kawai_tools.transfer.holders import lives, this_process
 from kawai_tools.transfer.hub import refusal
 from kawai_tools.transfer.outbound import Outbound
 from kawai_tools.transfer.partials import Partial
 from kawai_tools.transfer.pulls import Job, Pull
 from kawai_tools.transfer.responses import Response
 
-STAGING = "unpacked"
 _MAGICS = (b"\x1f\x8b", b"PK")
 _UNPACKED = 3
 """Times its archive that a build takes at most, as far as one can tell before unpacking it."""
@@ -115,20 +114,11 @@ class _Carry:
     def _use_what_is_here(self, here: BundleRecord, pull: Pull) -> Status:
         if self.plan.activate:
             self.bundles.use(here, pull.pause)
-        self._clear(self._directory())  # what a kill between install and its end has left
+        clear(self._directory())  # what a kill between install and its end has left
         return Status.EXISTS
 
     def _directory(self) -> Path:
         return self.bundles.layout.partial(self.plan.platform, self.plan.version)
-
-    @staticmethod
-    def _clear(directory: Path) -> None:
-        """Remove downloads and unpacked files, but not what a process that lives is working on."""
-        for each in directory.glob(f"{STAGING}.*"):
-            if not lives(_holder_of(each)):
-                shutil.rmtree(each, ignore_errors=True)
-        if not any(directory.glob(f"{STAGING}.*")):
-            shutil.rmtree(directory, ignore_errors=True)
 
     def _fetch_and_install(self, pull: Pull) -> Status:
         directory = make_directory(self._directory())
@@ -159,27 +149,27 @@ class _Carry:
         return fetcher.fetch(Wanted(partial.file, partial.name, partial, _check_start, refuse))
 
     def _install(self, pull: Pull, fetcher: Fetcher, partials: list[Partial], digests: list[str]) -> None:
-        staging = self._directory() / f"{STAGING}.{this_process().replace(' ', '.')}.{pull.id}"
+        staged = staging(self._directory(), pull.id)
         fetcher.tell(Status.UNPACKING)
         try:
             unpack(
                 [partial.path for partial in partials],
-                staging,
+                staged,
                 names=[partial.name for partial in partials],
                 pause=lambda: pull.pause(0),
             )
-            result = self._probe(pull, fetcher, staging)
+            result = self._probe(pull, fetcher, staged)
             before = self.bundles.at(Pointer(self.plan.platform, self.plan.version))
             if result.ok is False and before is not None and before.probe.ok:
                 raise failed(self.plan.version, result)  # one that works is not replaced by one that does not
             fetcher.tell(Status.INSTALLING)
-            size = sum(each.lstat().st_size for each in staging.iterdir())
+            size = sum(each.lstat().st_size for each in staged.iterdir())
             record = self._record(partials, digests, size, result)
             if self._here() is None:  # else a rival was quicker, where locks do nothing
-                self.bundles.install(record, staging)
+                self.bundles.install(record, staged)
         finally:
-            shutil.rmtree(staging, ignore_errors=True)
-        self._clear(self._directory())
+            shutil.rmtree(staged, ignore_errors=True)
+        clear(self._directory())
         if result.ok is False:
             raise failed(self.plan.version, result)
         if self.plan.activate:
@@ -209,12 +199,6 @@ class _Carry:
             assets=assets,
             probe=result,
         )
-
-
-def _holder_of(staging: Path) -> str:
-    """The process that made a staging directory, by its name."""
-    boot, pid, began, *_ = [*staging.name.removeprefix(f"{STAGING}.").split("."), "", "", ""]
-    return f"{boot} {pid} {began}"
 
 
 def _check_start(head: bytes) -> None:

@@ -18,6 +18,9 @@ _OLLAMA_SERVICE = ("/usr/share/ollama/.ollama/models", "/var/lib/ollama/.ollama/
 """Where Ollama keeps its models if it runs as a service of Linux distributions."""
 
 
+_LOCAL = "file:"
+
+
 class FoundFile(msgspec.Struct, frozen=True, kw_only=True):
     """A GGUF file of another tool: ``path`` is what adopt takes, ``name`` what the tool calls it.
 
@@ -120,7 +123,12 @@ class _Installed:
 
 def source_word(real: Path) -> str:
     """The word by which a record remembers the file that it was taken from."""
-    return f"file:{os.fsencode(real).decode(errors='backslashreplace')}"
+    return f"{_LOCAL}{os.fsencode(real).decode(errors='backslashreplace')}"
+
+
+def is_local(word: str) -> bool:
+    """Whether a word of a record means a file of this machine."""
+    return word.startswith(_LOCAL)
 
 
 def _can_be_told(held: Held) -> bool:

@@ -1,11 +1,22 @@
 """The table: all rows."""
 
 from kawai_tools.contract import Operation, Request
-from kawai_tools.operations import adoption, catalog, doctor, libs, logs, models, pulls, service, tokens
+from kawai_tools.operations import (
+    adoption,
+    carry,
+    catalog,
+    doctor,
+    libs,
+    logs,
+    models,
+    pulls,
+    service,
+    tokens,
+)
 
 OPERATIONS: tuple[Operation[Request], ...] = tuple(
     value
-    for noun in (models, adoption, pulls, libs, catalog, tokens, logs, doctor, service)
+    for noun in (models, adoption, pulls, libs, catalog, tokens, logs, carry, doctor, service)
     for value in vars(noun).values()
     if isinstance(value, Operation)
 )

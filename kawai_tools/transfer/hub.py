@@ -8,7 +8,6 @@ lists files in pages joined by ``Link`` headers; ``X-Error-Code`` tells gated, m
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TypeVar
 from urllib.parse import quote
 
@@ -35,6 +34,7 @@ from kawai_tools.transfer.asking import Asker
 from kawai_tools.transfer.egress import Origin, origin_of
 from kawai_tools.transfer.outbound import Outbound, next_url
 from kawai_tools.transfer.patience import retry_after
+from kawai_tools.transfer.remote_file import RemoteFile as RemoteFile  # noqa: PLC0414 - part of what a hub says
 from kawai_tools.transfer.responses import REDIRECTS, Response
 
 T = TypeVar("T")
@@ -47,22 +47,6 @@ HEADLESS = frozenset({403, 405, 501})
 FIRST_BYTE = {"Range": "bytes=0-0"}
 _SIZE = re.compile(r"[0-9]{1,19}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-@dataclass(frozen=True)
-class RemoteFile:
-    """What a server says of one file before it is fetched.
-
-    ``url`` is the canonical address, ``fetch`` the one that is really asked, ``commit`` the revision it
-    was pinned to, ``etag`` a strong validator of a plain URL (a hub's file needs none: it has a commit).
-    """
-
-    url: str
-    fetch: str
-    size: int
-    sha256: str | None
-    commit: str | None
-    etag: str | None
 
 
 class Lfs(msgspec.Struct, frozen=True):

@@ -18,7 +18,7 @@ import msgspec
 from kawai_tools.errors import UNDECODABLE
 from kawai_tools.files import make_directory, read_if_there, reserve, storage_errors, write_atomically
 from kawai_tools.transfer.holders import lives, this_boot, this_process
-from kawai_tools.transfer.hub import RemoteFile
+from kawai_tools.transfer.remote_file import RemoteFile
 
 _OPEN = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
 

@@ -19,7 +19,7 @@ from typing import Generic, Literal, NamedTuple, TypeVar
 from kawai_tools.errors import ErrorInfo, Internal, KawaiError, PullNotFound, ServerClosing
 from kawai_tools.events import FINAL, Event, Message, Progress, PullEvent, Status
 from kawai_tools.files import Lock
-from kawai_tools.transfer.wire import Cancelled
+from kawai_tools.transfer.cancelling import Cancelled
 
 PROGRESS_INTERVAL = 0.25
 KEPT_FOR = 3600.0
@@ -126,7 +126,7 @@ class Job:
     final status; ``render`` makes the noun's event of a :class:`Progress`.
     """
 
-    kind: Literal["model", "libs"]
+    kind: Literal["model", "libs", "export", "import"]
     target: str
     same: object
     lock: Path | None

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
+from kawai_tools.transfer.cancelling import Cancelled as Cancelled  # noqa: PLC0414 - all that waits here raises it
 from kawai_tools.transfer.egress import Address, Hop, Origin
 
 if TYPE_CHECKING:
@@ -26,10 +27,6 @@ HEAD_START = 0.25
 
 IDLE_SECONDS = 30.0
 """How long a connection is kept for another request."""
-
-
-class Cancelled(Exception):
-    """The work was cancelled while it waited for the network."""
 
 
 @dataclass(frozen=True)

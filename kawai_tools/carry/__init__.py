@@ -1,0 +1,1 @@
+"""Models and builds carried to a machine without network, in one file."""

@@ -1,0 +1,32 @@
+"""Other settings for a workspace in use: what is loaded, pulled or said stays, all else is made anew."""
+
+from functools import cached_property
+
+from kawai_tools.settings import Settings
+from kawai_tools.workspace import Workspace
+
+_LASTING = frozenset(
+    ["pulls", "layout", "models", "pool", "tokens", "machine", "bundles", "journals", "_runners"]
+)
+"""Nouns that outlive a change of settings: they hold what others use, or know of the disk only."""
+
+
+def renewed(workspace: Workspace, settings: Settings) -> Workspace:
+    """One with other settings that shares what lasts. Reads files: not for an event loop."""
+    made = workspace.alike(settings)
+    vars(made).update({name: noun for name, noun in vars(workspace).items() if name in _LASTING})
+    made.warm()
+    return made
+
+
+def renew(workspace: Workspace, other: Workspace) -> None:
+    """Be as the one that :func:`renewed` made. In the event loop's thread, as it changes the pool."""
+    from kawai_tools.runners.memory import Budget  # noqa: PLC0415 - it imports what only a server needs
+
+    vars(workspace).update(vars(other))
+    for name in vars(workspace).keys() - vars(other).keys() - _LASTING:
+        if isinstance(getattr(Workspace, name, None), cached_property):
+            del vars(workspace)[name]
+    if "pool" in vars(workspace):
+        settings = workspace.settings
+        workspace.pool.set_limits(Budget(settings.memory_budget), settings.max_models, settings.max_queue)
