@@ -495,7 +495,8 @@ def test_the_own_daemon_that_has_ended_is_no_server(cli: Program, hub: LocalHub)
     with serving(cli) as daemon:
         found = find_daemon(daemon.home)
         assert found
-        _, events = _begun(Peer.of_daemon(found, daemon.home))
+        feed, events = _begun(Peer.of_daemon(found, daemon.home))
+        feed._patience = Patience()  # its sockets end a moment before it does
         daemon.process.kill()
         with pytest.raises(NoServer):
             list(events)

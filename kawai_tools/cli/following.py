@@ -15,10 +15,10 @@ from kawai_tools.cli.progress import Renderer, renderer
 from kawai_tools.errors import EXIT_INTERRUPTED, ErrorInfo, from_info
 from kawai_tools.events import FINAL, Event, LibsPullEvent, ModelPullEvent, PullEvent, Status
 from kawai_tools.models.model import PlanPayload
-from kawai_tools.remote.feed import RemoteFeed
+from kawai_tools.transfer.pulls import Feed
 
 if TYPE_CHECKING:
-    from kawai_tools.transfer.pulls import Feed
+    from kawai_tools.remote.feed import RemoteFeed
 
 PATIENCE = 5.0
 """Seconds that cancelled work is given to leave a clean partial."""
@@ -77,7 +77,7 @@ def follow(
 
 def finals(this: Invocation, feed: "Feed[Event] | RemoteFeed", stop: Stop) -> Iterator[Event]:
     """Show every event, wherever the work is done, and yield the final ones."""
-    return watch(this, feed) if isinstance(feed, RemoteFeed) else follow(this, feed, stop)
+    return follow(this, feed, stop) if isinstance(feed, Feed) else watch(this, feed)
 
 
 def watch(
@@ -137,7 +137,7 @@ def follow_pull(
     Leaves with an exit code where it was cancelled, and raises the error of one that failed.
     """
     last = None
-    if isinstance(feed, RemoteFeed):
+    if not isinstance(feed, Feed):
         for last in watch(this, feed, told):  # noqa: B007 - the last one is told of
             pass
         return ended_well(this, last, kept=_KEPT_THERE)

@@ -3,9 +3,12 @@
 import re
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from kawai_tools.errors import KawaiError
-from kawai_tools.transfer.responses import Response
+
+if TYPE_CHECKING:
+    from kawai_tools.transfer.responses import Response
 
 LONGEST_WAIT = 6.0
 """Seconds: what is waited at most, whatever ``Retry-After`` asks."""
@@ -40,7 +43,7 @@ class Patience:
         self._pause(min(wait, LONGEST_WAIT, left))
 
 
-def retry_after(answer: Response) -> float | None:
+def retry_after(answer: "Response") -> float | None:
     """The seconds that a server asks to wait, if it does so in seconds."""
     value = answer.header("Retry-After") or ""
     return float(value) if re.fullmatch(r"\d{1,9}", value) else None
