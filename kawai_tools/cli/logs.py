@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from kawai_tools.cli import recording
+from kawai_tools.cli import server_log
 from kawai_tools.cli.completion import model_ids
 from kawai_tools.cli.groups import LAZY, KawaiCommand
 from kawai_tools.cli.invocation import Invocation, invocation
@@ -53,18 +53,18 @@ def logs(
     found = cast("list[LogLine]", answer)
     if not found:
         this.output.note("nothing has been said yet" + (f" by {model}" if model else ""))
-    this.output.payload(found, lambda rows: "".join(map(recording.shown, rows)))
+    this.output.payload(found, lambda rows: "".join(map(server_log.shown, rows)))
 
 
 def _show(this: Invocation, line: "LogLine") -> None:
     if this.output.json:
         this.output.line(line)
     else:
-        this.output.stream(recording.shown(line))
+        this.output.stream(server_log.shown(line))
 
 
 def _last_said(this: Invocation, lines: int) -> "list[LogLine]":
     """What the last server of this home said: it may have ended for a reason that is told there."""
     this.output.warn("no kawai server runs on this home; this is what the last one said")
-    found = recording.read_last(this.settings.state_dir / recording.SERVER, _READ)
+    found = server_log.read_last(this.settings.state_dir / server_log.NAME, _READ)
     return found[max(0, len(found) - lines) :]

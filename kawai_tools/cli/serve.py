@@ -95,15 +95,13 @@ class _Serving:
         """``handed`` are sockets that came from elsewhere; without any one is made."""
         from kawai_tools.api.access import Access  # noqa: PLC0415 - the command line starts without a server
         from kawai_tools.api.server import listen  # noqa: PLC0415
-        from kawai_tools.cli import recording  # noqa: PLC0415
+        from kawai_tools.cli import server_log  # noqa: PLC0415
         from kawai_tools.workspace import Workspace  # noqa: PLC0415
 
         self._this, self._notifier, settings = this, notifier, this.settings
         self._settings = settings
         self._workspace = Workspace(settings, serves=True)
-        self._say = recording.configure_server(
-            settings.state_dir, this.output, self._workspace.journals.server
-        )
+        self._say = server_log.configure(settings.state_dir, this.output, self._workspace.journals.server)
         self._bound = handed or [Bound.of(listen(settings.host, settings.port), settings.host)]
         self._daemon = Daemon(
             url=self._bound[0].near_url,
