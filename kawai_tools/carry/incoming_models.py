@@ -18,7 +18,7 @@ from kawai_tools.libs.inflating import quoted
 from kawai_tools.models.claims import Claim, in_use, release_use, write_claim
 from kawai_tools.models.layout import model_path
 from kawai_tools.models.naming import new_id
-from kawai_tools.models.records import FileRecord, Record, now, owner_and_stem
+from kawai_tools.models.records import Facts, FileRecord, Record, now, owner_and_stem
 from kawai_tools.models.scan import fits_name
 from kawai_tools.models.store import Store
 from kawai_tools.transfer.partials import Partial
@@ -45,6 +45,7 @@ class IncomingModel:
         self._held = contextlib.ExitStack()
         self._here: Here | None = None
         self._received: dict[str, Partial] = {}
+        self._facts: dict[str, Facts] = {}
         self.begun = self.done = False
         self.takes: set[str] = set()
         self.files = {MODELS + part.path for part in model.files}
@@ -164,6 +165,7 @@ class IncomingModel:
                 raise NotAModel(f"it is no {_KIND[part.role]}", "export it again")
             if part.role == "weights" and not fits_name(header, part.path):
                 raise NotAModel("it is another shard than it is called", "export it again")
+            self._facts[part.path] = Facts.of(header)
         except KawaiError as error:
             partial.discard()
             raise type(error)(f"{quoted(part.path)} in it: {error.message}", error.hint) from error
@@ -188,7 +190,7 @@ class IncomingModel:
             verified_at=moment if self.model.verified else None,
         )
         names = {path.removeprefix(MODELS): each.path.name for path, each in self._received.items()}
-        self._store.install(record, names)
+        self._store.install(record, names, self._facts.get(record.files[0].path))
         return True
 
     def _record(self, part: CarriedPart) -> FileRecord:

@@ -16,21 +16,24 @@ from kawai_tools.models.claims import Claim, Hold, claims, read_claim, write_cla
 from kawai_tools.models.index import IdTaken, Index
 from kawai_tools.models.layout import Layout
 from kawai_tools.models.naming import new_id
-from kawai_tools.models.records import Entry, Record, entry_of, owner_and_stem, stamps_of, write_record
+from kawai_tools.models.records import Entry, Facts, Record, entry_of, owner_and_stem, stamps_of, write_record
 from kawai_tools.refs import safe_path
 
 
-def install(layout: Layout, index: Index, record: Record, sources: dict[str, str]) -> Entry:
+def install(
+    layout: Layout, index: Index, record: Record, sources: dict[str, str], facts: Facts | None = None
+) -> Entry:
     """Install what a pull has fetched into the partial directory of ``record``; both locks are held.
 
-    ``sources`` are the names that what was fetched has there, by the paths it gets in the store.
+    ``sources`` are the names that what was fetched has there, by the paths it gets in the store; ``facts``
+    what its header was found to say (``None``: it is read).
     """
     before = index.by_path(record.path)
     stays = {file.path for file in record.files}
     dropping = [file.path for file in before.record.files if file.path not in stays] if before else []
     claim = Claim(record.id, record.path, record, sources, dropping)
     write_claim(layout, claim)
-    return _carry_out(layout, index, claim, record)
+    return _carry_out(layout, index, claim, record, facts)
 
 
 def finish(layout: Layout, index: Index, path: str) -> None:
@@ -65,7 +68,9 @@ def _partial(layout: Layout, claim: Claim, source: str) -> Path:
     return layout.partial(claim.path) / Path(source).name
 
 
-def _carry_out(layout: Layout, index: Index, claim: Claim, record: Record) -> Entry:
+def _carry_out(
+    layout: Layout, index: Index, claim: Claim, record: Record, facts: Facts | None = None
+) -> Entry:
     for path, name in claim.sources.items():
         source = _partial(layout, claim, name)
         if source.exists() and safe_path(path):
@@ -79,7 +84,7 @@ def _carry_out(layout: Layout, index: Index, claim: Claim, record: Record) -> En
         raise IncompleteModel(
             f"{error.filename} was removed in the meantime", "run the same command again"
         ) from error
-    entry = enter(layout, index, msgspec.structs.replace(record, files=files))
+    entry = enter(layout, index, msgspec.structs.replace(record, files=files), facts)
     _tell_sharers(layout, index, entry.record)
     if claim.dropping:
         unlink_unless_shared(layout, index, entry.record, claim.dropping)
@@ -87,12 +92,12 @@ def _carry_out(layout: Layout, index: Index, claim: Claim, record: Record) -> En
     return entry
 
 
-def enter(layout: Layout, index: Index, record: Record) -> Entry:
+def enter(layout: Layout, index: Index, record: Record, facts: Facts | None = None) -> Entry:
     """Write a model's provenance, then its index entry; under a new id if its own was taken meanwhile."""
     while True:
         write_record(layout, record)
         try:
-            entry = _entry(layout, index, record)
+            entry = _entry(layout, index, record, facts)
             index.put([entry])
         except IdTaken:
             record = msgspec.structs.replace(record, id=new_id(*owner_and_stem(record.path), index.keys()))
@@ -100,7 +105,9 @@ def enter(layout: Layout, index: Index, record: Record) -> Entry:
             return entry
 
 
-def _entry(layout: Layout, index: Index, record: Record) -> Entry:
+def _entry(layout: Layout, index: Index, record: Record, facts: Facts | None) -> Entry:
+    if facts is not None:
+        return Entry(record=record, facts=facts, stamps=stamps_of(layout, record))
     try:
         return entry_of(layout, record)
     except Integrity:

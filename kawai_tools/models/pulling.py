@@ -15,7 +15,7 @@ from kawai_tools.models.choosing import says_projection
 from kawai_tools.models.claims import Claim, in_use, release_use, write_claim
 from kawai_tools.models.plan import Plan, PlanFile
 from kawai_tools.models.planning import is_same
-from kawai_tools.models.records import FileRecord, Record, now
+from kawai_tools.models.records import Facts, FileRecord, Record, now
 from kawai_tools.models.store import Store
 from kawai_tools.refs import PlainUrl, parse_source
 from kawai_tools.transfer.egress import origin_of
@@ -69,6 +69,7 @@ class _Carry:
 
     def __init__(self, store: Store, hub: Hub, plan: Plan, pace: Pace) -> None:
         self.store, self.hub, self.plan, self.pace = store, hub, plan, pace
+        self._facts: dict[str, Facts] = {}
 
     def render(self, progress: Progress, pull: str, seq: int) -> ModelPullEvent:
         """Show where a pull stands, as the event of a model."""
@@ -144,7 +145,8 @@ class _Carry:
             claim_space(file.partial for file in files if not file.installed)
             records = [file.installed or self._fetch(fetcher, file) for file in files]
             fetcher.tell(Status.INSTALLING)
-            entry = self.store.install(self._record(records), _sources(files))
+            record = self._record(records)
+            entry = self.store.install(record, _sources(files), self._facts.get(record.files[0].path))
             self.plan = replace(self.plan, id=entry.record.id)
         finally:
             for file in files:
@@ -187,6 +189,7 @@ class _Carry:
             if header.is_projection != (file.role == "projection"):
                 raise _wrong_kind(file)
             self._check_shard(file, header)
+            self._facts[file.path] = Facts.of(header)
         except KawaiError:
             file.partial.discard()
             raise

@@ -26,7 +26,7 @@ from kawai_tools.models.index import IdTaken, Index
 from kawai_tools.models.layout import Layout
 from kawai_tools.models.model import ModelDetails, ModelFile, ModelRow, Provenance, Setting
 from kawai_tools.models.naming import nearest, new_id
-from kawai_tools.models.records import Entry, Record, owner_and_stem
+from kawai_tools.models.records import Entry, Facts, Record, owner_and_stem
 from kawai_tools.models.removing import remove_model, remove_partial
 from kawai_tools.models.scan import by_path, refresh
 from kawai_tools.models.traits import capabilities, traits
@@ -191,12 +191,13 @@ class Store:
         entry = self.index.by_path(path)
         return entry.record.id if entry else new_id(*owner_and_stem(path), self.index.keys())
 
-    def install(self, record: Record, sources: dict[str, str]) -> Entry:
+    def install(self, record: Record, sources: dict[str, str], facts: Facts | None = None) -> Entry:
         """The last step of a pull: verified files get their final names.
 
-        ``sources`` are their names in the partial directory, by their paths in the store.
+        ``sources`` are their names in the partial directory, by their paths in the store; ``facts`` what
+        the header of its first shard was found to say, where that was read just now.
         """
-        return installing.install(self.layout, self.index, record, sources)
+        return installing.install(self.layout, self.index, record, sources, facts)
 
     def finish(self, path: str) -> None:
         """Carry on with the installation of one model, if it was cut off; both its locks are held."""
