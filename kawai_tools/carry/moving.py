@@ -14,7 +14,7 @@ from typing import Protocol, Self
 
 PIECE = 1 << 20
 _BUFFERS = 4
-_SYNC_EVERY = 16 << 20
+_SYNC_EVERY = 4 << 20
 _sync = getattr(os, "fdatasync", os.fsync)
 
 Read = Callable[[memoryview], int]
