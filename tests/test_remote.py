@@ -511,7 +511,7 @@ def test_ctrl_c_leaves_the_pull_and_says_how_to_attach(
 ) -> None:
     hub.add_file(BIG, "Big-Q8_0.gguf", big_gguf())
     far = Program(tmp_path / "far")
-    words = ("models", "pull", BIG, "--limit-rate", "1M", "--server", daemon.url)
+    words = ("models", "pull", BIG, "--limit-rate", "500k", "--server", daemon.url)
     if how == "with pipes":
         process = far.start(*words)
         assert process.stderr
@@ -520,15 +520,20 @@ def test_ctrl_c_leaves_the_pull_and_says_how_to_attach(
         said, code = process.stderr.read(), process.wait(10)
         process.communicate()
     else:
-        shown = far.on_terminal(*words, seen="MB/s", then=lambda each: each.send_signal(signal.SIGINT))
+        shown = far.on_terminal(*words, seen="kB/s", then=lambda each: each.send_signal(signal.SIGINT))
         said, code = shown.plain, shown.code
     (row,) = daemon.ask("GET", "/v1/pulls").json
     assert (
         f"the pull goes on; kawai pulls attach {row['pull']} --server {daemon.url} follows it again" in said
     )
     assert (code, row["status"]) == (130, "downloading")
-    attached = far("pulls", "attach", row["pull"], "--server", daemon.url)
-    assert (attached.code, attached.out) == (0, f"Big-Q8_0 is installed: {daemon.url}\n")
+    if how == "with pipes":
+        attached = far("pulls", "attach", row["pull"], "--server", daemon.url)
+        assert (attached.code, attached.out) == (0, f"Big-Q8_0 is installed: {daemon.url}\n")
+    else:
+        assert far("pulls", "cancel", row["pull"], "--server", daemon.url).code == 0
+        ended = far("pulls", "attach", row["pull"], "--server", daemon.url)
+        assert (ended.code, "cancelled; what was fetched is kept" in ended.err) == (130, True)
 
 
 # With an engine

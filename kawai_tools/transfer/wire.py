@@ -20,10 +20,13 @@ from kawai_tools.transfer.cancelling import Cancelled as Cancelled  # noqa: PLC0
 from kawai_tools.transfer.egress import Address, Hop, Origin
 
 if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
+    from _typeshed import ReadableBuffer, WriteableBuffer
 
 HEAD_START = 0.25
 """Seconds after which the next address is tried too, as in RFC 8305."""
+
+_SENDING = 60.0
+"""Seconds in which a request must be sent at least."""
 
 IDLE_SECONDS = 30.0
 """How long a connection is kept for another request."""
@@ -189,6 +192,18 @@ class Connection(http.client.HTTPConnection):
                 self.sock, server_hostname=self.origin.host, do_handshake_on_connect=False
             )
             _handshake(self.sock, self.timeouts, self.cancelled)
+
+    def send(self, data: "ReadableBuffer") -> None:
+        """Send all of it, however long the other side takes to read; with TLS in records of its own."""
+        if self.sock is None:
+            self.connect()
+        stall = self.timeouts.stall
+        self.sock.settimeout(None if stall == float("inf") else max(stall, _SENDING))
+        try:
+            super().send(data)
+        finally:
+            if self.sock is not None:
+                self.sock.settimeout(self.timeouts.tick)
 
     def _watch(self, sock: socket.socket, *_: object, method: str | None = None) -> http.client.HTTPResponse:
         """An answer that http.client reads through the watchdog."""
