@@ -224,6 +224,7 @@ def test_metrics_are_what_prometheus_reads(home: Home) -> None:
             if sample.labels.get("model", MODEL) == MODEL
         }
 
+    assert soon(lambda: not streams(home.daemon))  # what others have left is counted when it ends
     before = counted()
     assert home.post(body=chat()).status == 200
     after = counted()

@@ -14,13 +14,13 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from kawai_tools.transfer.cancelling import Cancelled as Cancelled  # noqa: PLC0414 - all that waits here raises it
 from kawai_tools.transfer.egress import Address, Hop, Origin
 
 if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer, WriteableBuffer
+    from _typeshed import WriteableBuffer
 
 HEAD_START = 0.25
 """Seconds after which the next address is tried too, as in RFC 8305."""
@@ -193,7 +193,7 @@ class Connection(http.client.HTTPConnection):
             )
             _handshake(self.sock, self.timeouts, self.cancelled)
 
-    def send(self, data: "ReadableBuffer") -> None:
+    def send(self, data: Any) -> None:  # noqa: ANN401 - as the base class
         """Send all of it, however long the other side takes to read; with TLS in records of its own."""
         if self.sock is None:
             self.connect()
