@@ -3,7 +3,7 @@
 from functools import cached_property
 
 from kawai_tools.settings import Settings
-from kawai_tools.workspace import Workspace
+from kawai_tools.workspace import WAYS_OUT, Workspace
 
 _LASTING = frozenset(
     ["pulls", "layout", "models", "pool", "tokens", "machine", "bundles", "journals", "_runners"]
@@ -23,7 +23,10 @@ def renew(workspace: Workspace, other: Workspace) -> None:
     """Be as the one that :func:`renewed` made. In the event loop's thread, as it changes the pool."""
     from kawai_tools.runners.memory import Budget  # noqa: PLC0415 - it imports what only a server needs
 
+    before = [vars(workspace)[name] for name in WAYS_OUT if name in vars(workspace)]
     vars(workspace).update(vars(other))
+    for way in before:
+        way.close()
     for name in vars(workspace).keys() - vars(other).keys() - _LASTING:
         if isinstance(getattr(Workspace, name, None), cached_property):
             del vars(workspace)[name]

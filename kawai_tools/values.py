@@ -139,7 +139,7 @@ def parse_server(text: str) -> str:
         has_port = bool(colon) and port.isdigit() and not host.endswith(":")
         url = f"http://{url}" if has_port else f"http://{url}:{SERVER_PORT}"
     try:
-        return parse_url(url)
+        return parse_url(url).removesuffix("/v1")  # as OpenAI clients are told
     except ValueError:
         raise ValueError("the address of a kawai such as http://box.example.org:11435") from None
 

@@ -46,6 +46,10 @@ if TYPE_CHECKING:
     from kawai_tools.transfer.wire import Timeouts
 
 
+WAYS_OUT = ("outbound", "libs_outbound", "catalog_outbound", "listed_outbound")
+"""Nouns that keep connections."""
+
+
 class Workspace:
     """The nouns of one home, made when first used.
 
@@ -378,6 +382,6 @@ class Workspace:
         """Let go of idle connections, and write down what is still to be."""
         if "tokens" in vars(self):
             self.tokens.close()
-        for name in ("outbound", "libs_outbound", "catalog_outbound", "listed_outbound"):
+        for name in WAYS_OUT:
             if name in vars(self):
                 getattr(self, name).close()

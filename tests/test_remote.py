@@ -171,11 +171,13 @@ def test_its_address_may_be_short_and_stand_anywhere(there: There) -> None:
     assert there.far("--server", bare, "models", "list").out == there.at("models", "list").out
     assert there.far("models", "--server", bare, "list").code == 0
     assert there.far("models", "list", KAWAI_SERVER=f"http://{bare}/").code == 0
+    assert there.far("models", "list", KAWAI_SERVER=f"http://{bare}/v1").code == 0
     assert (
         there.far("models", "list", "--server", f"HTTP://{bare}", KAWAI_SERVER="http://127.0.0.1:1").code == 0
     )
-    for wrong in ("ftp://x", "http://", "http://a b", "http://u:p@h", "http://h/?q", "a:b:c"):
+    for wrong in ("ftp://x", "http://", "http://a b", "http://u:sesame@h", "http://h/?q", "a:b:c"):
         ended = there.far("models", "list", "--server", wrong)
+        assert "sesame" not in ended.err
         assert (ended.code, "--server must be the address of a kawai" in ended.err) == (2, True)
 
 
@@ -188,9 +190,10 @@ def test_offline_it_may_be_on_this_machine_only(there: There) -> None:
 def test_no_proxy_stands_before_the_own_daemon_and_one_before_another(there: There) -> None:
     proxy = {"HTTP_PROXY": "http://127.0.0.1:1"}
     assert there.here("pulls", "list", **proxy).code == 0
-    ended = there.at("models", "list", "--json", **proxy)
+    assert there.at("models", "list", "--offline", **proxy).code == 0  # nor before this machine
+    ended = there.far("models", "list", "--json", "--server", "http://box.invalid", **proxy)
     assert (ended.code, ended.error["code"]) == (6, "unreachable")
-    assert there.at("models", "list", NO_PROXY="127.0.0.1", **proxy).code == 0
+    assert "the proxy 127.0.0.1:1" in ended.error["message"]
 
 
 def test_completion_asks_there(there: There) -> None:
@@ -360,6 +363,43 @@ def test_what_is_no_kawai_or_another_says_so(
     if "/healthz" in answers and code != "remote_fault":
         assert "9.9.9" in error["message"] + error["hint"]
         assert __version__ in error["message"] + error["hint"]
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "exit_code"),
+    [(502, "unreachable", 6), (504, "unreachable", 6), (429, "unavailable", 9), (403, "not_allowed", 4)],
+)
+def test_what_stands_before_it_is_no_bug_of_it(
+    kawai: Program, status: int, code: str, exit_code: int
+) -> None:
+    with answering(
+        {"/healthz": SAME, "/v1/models": (status, {"Content-Type": "text/html"}, b"<p>")}
+    ) as other:
+        ended = kawai("models", "list", "--json", "--server", other.url)
+        assert (ended.code, ended.error["code"]) == (exit_code, code)
+        assert "what stands before the kawai server" in ended.error["message"]
+
+
+def test_a_pull_ends_with_its_final_event_whatever_follows(kawai: Program) -> None:
+    final = frame(status="downloaded", seq=2, downloaded=True)
+    told = frame() + final + frame(seq=3)
+    with answering({"/v1/models/pull": (200, STREAM, told)}) as other:
+        ended = kawai("models", "pull", "a/b", "--json", "--server", other.url)
+    assert (ended.code, [event["seq"] for event in ended.events]) == (0, [1, 2])
+    failed = frame(status="failed", seq=1)
+    with answering({"/v1/models/pull": (200, STREAM, failed)}) as other:
+        assert kawai("models", "pull", "a/b", "--server", other.url).code == 70
+
+
+def test_a_server_that_repeats_itself_for_ever_is_left() -> None:
+    same = (200, STREAM, frame())
+    with answering({"/v1/models/pull": same, "/v1/pulls/p": same}) as other:
+        feed = executing.run(MODELS_PULL, PullRequest("a/b"), _peer(other.url))
+        assert isinstance(feed, RemoteFeed)
+        feed._patience = Patience(pause=lambda _: None, attempts=9)
+        with pytest.raises(Unreachable):
+            list(feed.follow())
+        assert len(other.asked) == 9
 
 
 def test_more_than_is_known_of_is_no_skew(kawai: Program) -> None:

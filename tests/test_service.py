@@ -126,9 +126,11 @@ def test_systemd_itself_understands_the_unit(fake: Fake) -> None:
 def test_what_this_shell_sets_does_not_count_for_it_and_that_is_said(fake: Fake) -> None:
     kawai = fake("systemctl", SYSTEMCTL, HF_TOKEN="hf_secret", KAWAI_PORT="9999")
     found = report(kawai, "install")
-    note = next(note for note in found["notes"] if "of this shell" in note)
-    assert note.startswith("KAWAI_PORT, HF_TOKEN of this shell do not count for the service")
-    assert str(kawai.home / "kawai/service.env") in note
+    config, variables = kawai.home / "kawai/config.toml", kawai.home / "kawai/service.env"
+    assert found["notes"][1:] == [
+        f"KAWAI_PORT of this shell: the service does not have it; set it in {config}",
+        f"HF_TOKEN of this shell: the service does not have it; put it into {variables}",
+    ]
     unit = (kawai.home / UNIT).read_text()
     assert "hf_secret" not in unit + json.dumps(found)
     assert f"EnvironmentFile=-{kawai.home / 'kawai/service.env'}" in unit.splitlines()
@@ -148,6 +150,16 @@ def test_a_unit_that_kawai_did_not_write_is_left_alone(fake: Fake) -> None:
         ended = kawai("service", command, "--json")
         assert (ended.code, ended.error["code"]) == (5, "conflict")
         assert unit.read_text() == "[Service]\nExecStart=/bin/true\n"
+    assert calls(kawai) == []
+
+
+def test_directories_that_this_shell_has_moved_are_those_of_the_service(fake: Fake) -> None:
+    kawai = fake("systemctl", SYSTEMCTL, XDG_CONFIG_HOME="rel", XDG_DATA_HOME="/data/100 %/$x")
+    del kawai.environ["KAWAI_HOME"]
+    assert report(kawai, "install")["installed"]
+    lines = (kawai.home / UNIT).read_text().splitlines()
+    assert 'Environment="XDG_DATA_HOME=/data/100 %%/$x"' in lines
+    assert next(line for line in lines if line.startswith("ExecStart=")).endswith('"serve"')
 
 
 def test_beside_a_server_that_is_no_service_it_is_refused(fake: Fake) -> None:

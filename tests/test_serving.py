@@ -19,8 +19,10 @@ import pytest
 
 from kawai_tools.events import LogLine
 from kawai_tools.journal import MOST, Journal, Journals, line_of
+from tests.hub import LocalHub
 from tests.inference import MODEL, chat, soon
 from tests.program import ESCAPES, KAWAI, Daemon, Program, serving
+from tests.samples import tiny_gguf
 
 KEYS = ["time", "level", "source", "message"]
 
@@ -185,6 +187,56 @@ def test_sighup_rereads_the_configuration(kawai: Program) -> None:
         daemon.process.send_signal(signal.SIGHUP)
         assert soon(lambda: daemon.ask("GET", "/v1/models").status == 200)
         assert daemon.ask("GET", "/v1/models", headers={"Host": "box.lan"}).status == 421
+
+
+def test_a_reread_ends_followers_of_logs_and_writes_to_new_files(kawai: Program) -> None:
+    config, log = kawai.home / "kawai/config.toml", kawai.home / "kawai/logs/serve.log"
+    with serving(kawai) as daemon:
+        with contextlib.closing(daemon.connect()) as connection:
+            connection.request("GET", "/v1/logs?follow=true&lines=1")
+            answer = connection.getresponse()
+            assert answer.readline()
+            log.rename(log.with_suffix(".old"))
+            config.write_text("auth = true\n")
+            daemon.process.send_signal(signal.SIGHUP)
+            answer.read()  # it ends
+        daemon.process.send_signal(signal.SIGHUP)
+        assert soon(lambda: log.exists() and "reread" in log.read_text())
+        assert daemon.ask("GET", "/v1/logs").status == 401
+
+
+def test_connections_of_before_a_reread_are_closed(cli: Program, hub: LocalHub) -> None:
+    hub.add_file("me/tiny-GGUF", "Tiny-Q8_0.gguf", tiny_gguf())
+    with serving(cli) as daemon:
+        counts = []
+        for number in range(4):
+            asked = {"model_url": "me/tiny-GGUF", "dry_run": True}
+            assert daemon.ask("POST", "/v1/models/pull", asked).status == 200
+            daemon.process.send_signal(signal.SIGHUP)
+            assert soon(lambda: str(messages(daemon)).count("was reread") == number + 1)  # noqa: B023 - now
+            counts.append(len(list(Path(f"/proc/{daemon.process.pid}/fd").iterdir())))
+        assert counts[-1] <= counts[1] + 1
+
+
+def test_a_request_that_is_being_planned_is_told_of_the_end(cli: Program, hub: LocalHub) -> None:
+    hub.add_file("me/tiny-GGUF", "Tiny-Q8_0.gguf", tiny_gguf())
+    with serving(cli) as daemon, socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        cli.environ["HF_ENDPOINT"] = url
+        config = daemon.home / "config.toml"
+        config.write_text('pull_hosts = ["127.0.0.1"]\n')
+        daemon.process.send_signal(signal.SIGHUP)
+        assert soon(lambda: "was reread" in str(messages(daemon)))
+        with contextlib.closing(daemon.connect()) as connection:
+            body = json.dumps({"model_url": f"{url}/x.gguf"}).encode()
+            connection.request("POST", "/v1/models/pull", body, {"Content-Type": "application/json"})
+            wire, _ = silent.accept()
+            daemon.process.send_signal(signal.SIGTERM)
+            answer = connection.getresponse()
+            said = answer.read()
+            assert (answer.status, said[:9]) == (503, b'{"error":')
+            assert json.loads(said)["error"]["code"] == "server_closing"
+            wire.close()
 
 
 def test_a_reread_configuration_may_not_open_what_was_closed(kawai: Program) -> None:

@@ -30,7 +30,7 @@ from kawai_tools.api.observing import Observer, RequestLog, Seen, seen
 from kawai_tools.api.openapi import DESCRIPTION, describe
 from kawai_tools.api.sse import HEARTBEAT, Streams, last_event_id
 from kawai_tools.contract import Level, Operation, Payload, Stream
-from kawai_tools.errors import Busy, InvalidBody, KawaiError, MethodNotAllowed
+from kawai_tools.errors import Busy, InvalidBody, KawaiError, MethodNotAllowed, ServerClosing
 from kawai_tools.operations.table import OPERATIONS
 from kawai_tools.refs import parse_model
 from kawai_tools.runners.pool import PATIENCE
@@ -88,6 +88,16 @@ class App:
     def rename(self, names: Names) -> None:
         """Be called otherwise, from the next request on."""
         self._guard.names = names
+
+    def tighten(self) -> None:
+        """End what is told to followers that were let in by other rules; Pulls, which are open, go on."""
+        for follower in list(self._streams.followers):
+            follower.end()
+
+    def reopen_log(self) -> None:
+        """Write to the log of requests that has its name now."""
+        if self._log is not None:
+            self._log.close()
 
     async def drain(self, patience: float) -> None:
         """Load nothing more, let answers come to their end within so many seconds, and end every engine."""
@@ -283,9 +293,13 @@ class _Face:
         """Answer that the server can work, or what keeps it from it."""
         return await self._in_thread(self._ready, lambda: _answer(check_ready(self._workspace)))
 
-    @staticmethod
-    async def _in_thread(pool: ThreadPoolExecutor, call: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(pool, call)
+    async def _in_thread(self, pool: ThreadPoolExecutor, call: Callable[[], T]) -> T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(pool, call)
+        except asyncio.CancelledError:
+            if not self.streams.closing:
+                raise
+            raise ServerClosing("kawai is shutting down", "try again in a moment") from None
 
 
 def _status(row: Operation[contract.Request]) -> int:

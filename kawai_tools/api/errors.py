@@ -60,16 +60,16 @@ def refusal(error: KawaiError) -> Response:
     return _LastAnswer(body, error.status, headers, "application/json")
 
 
-def _known(request: Request, error: Exception) -> Response:
+async def _known(request: Request, error: Exception) -> Response:
     seen(request.scope).error = cast("KawaiError", error).code
     return error_response(cast("KawaiError", error))
 
 
-def _no_route(request: Request, _: Exception) -> Response:
+async def _no_route(request: Request, _: Exception) -> Response:
     return error_response(RouteNotFound(f"there is nothing at {request.scope['path'][:200]}"))
 
 
-def _bug(_: Request, __: Exception) -> Response:
+async def _bug(_: Request, __: Exception) -> Response:
     return error_response(Internal("kawai failed in a way it should not", "the log has the traceback"))
 
 

@@ -4,17 +4,22 @@ A line never holds what was sent or answered, nor paths or queries as they were 
 """
 
 import logging
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kawai_tools.files import make_directory
+
+if TYPE_CHECKING:
+    from io import TextIOWrapper
 
 NAME = "logs/requests.log"
 SIZE, COPIES = 10 << 20, 3
@@ -137,6 +142,15 @@ class RequestLog:
 
 
 class _File(RotatingFileHandler):
+    def _open(self) -> "TextIOWrapper":
+        """Open the file without waiting for anybody, whatever it is."""
+        return open(
+            self.baseFilename,
+            "a",
+            encoding="utf-8",
+            opener=lambda path, flags: os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, 0o600),
+        )
+
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - as the base class
         """Say nothing: the line is lost, the request is not."""
 

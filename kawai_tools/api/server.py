@@ -118,6 +118,7 @@ class Server(uvicorn.Server):
         self._kawai = app
         self._calls = calls
         self._rereading: asyncio.Task[None] | None = None
+        self._wants_reread = False
         self._watched = _is_watched()
         self.signal: int | None = None
 
@@ -160,14 +161,15 @@ class Server(uvicorn.Server):
         if self._watched and not _is_watched():
             self.handle_exit(signal.SIGHUP, None)
             return
-        before = self._rereading
-        self._rereading = asyncio.create_task(self._reread(before))
+        self._wants_reread = True
+        if not self.should_exit and (self._rereading is None or self._rereading.done()):
+            self._rereading = asyncio.create_task(self._reread())
 
-    async def _reread(self, before: asyncio.Task[None] | None) -> None:
-        """One after the other."""
-        if before is not None:
-            await asyncio.wait({before})
-        (await asyncio.to_thread(self._calls.reread))()
+    async def _reread(self) -> None:
+        """Once for all that was asked before it begins."""
+        while self._wants_reread and not self.should_exit:
+            self._wants_reread = False
+            (await asyncio.to_thread(self._calls.reread))()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take no more connections, let streams come to their end, then the other requests."""

@@ -86,6 +86,7 @@ class IncomingModel:
         try:
             for each in partials:
                 each.take()
+                each.save(each.left, each.verified)  # claimed blocks of which nothing is noted would be lost
         except NoSpace:
             for each in partials:
                 if not each.have:

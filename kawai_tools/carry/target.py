@@ -46,7 +46,7 @@ class Target(Protocol):
 
 
 @contextlib.contextmanager
-def writing(path: str) -> Iterator[None]:
+def writing(path: str, again: str = _AGAIN) -> Iterator[None]:
     """Say of a disk that is full, or a file that cannot be written, what there is to do."""
     try:
         yield
@@ -54,7 +54,7 @@ def writing(path: str) -> Iterator[None]:
         raise Unavailable("whoever read the export has gone", "run it again from the start") from error
     except OSError as error:
         if error.errno in _FULL:
-            raise NoSpace(f"the disk that holds {path} is full", _AGAIN) from error
+            raise NoSpace(f"the disk that holds {path} is full", again) from error
         if error.errno == errno.EFBIG:
             raise NoSpace(
                 f"{path} would be larger than a file may be there",
@@ -90,7 +90,7 @@ class PipeTarget:
 
     def write(self, piece: memoryview) -> None:
         """Write the next bytes."""
-        with writing("the export"):
+        with writing("the export", "free some space and run it again from the start"):
             while piece:
                 piece = piece[os.write(self._fd, piece) :]
 
@@ -244,6 +244,10 @@ class FileTarget:
 
 def taken(path: Path) -> Conflict:
     """What to say of a file that is there: it is never written over."""
+    if path.is_dir():
+        return Conflict(f"{path} is a directory", "name a file in it")
+    if path.exists() and not path.is_file():
+        return Conflict(f"{path} is there and no plain file", "name another one, or - for a pipe")
     return Conflict(f"{path} is there already", "name another file, or remove this one first")
 
 

@@ -1,6 +1,5 @@
 """``kawai models adopt`` and ``scan``: what is on this machine already."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
@@ -27,11 +26,10 @@ kawai models adopt MODEL.gguf mmproj-MODEL.gguf --id my-model
 def adopt(
     context: typer.Context,
     paths: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
             metavar="PATH...",
-            help="GGUF files, or directories of them; any shard stands for its set.",
-            readable=False,  # the core says it better
+            help="GGUF files with their mmproj, or directories of them; any shard stands for its set.",
             show_default=False,
         ),
     ],
@@ -49,7 +47,7 @@ def adopt(
 
     this = invocation(context)
     this.keep_log()
-    request = AdoptRequest([str(path) for path in paths], link=link, copy=copy, id=model_id)
+    request = AdoptRequest(paths, link=link, copy=copy, id=model_id)
     feed = cast("Feed[Event]", run(this, MODELS_ADOPT, request))
     with following.stoppable() as stop:
         codes = [_ended(this, event) for event in following.follow(this, feed, stop)]

@@ -12,7 +12,7 @@ import typer
 from kawai_tools.cli import showing
 from kawai_tools.cli.invocation import Invocation
 from kawai_tools.cli.progress import Renderer, renderer
-from kawai_tools.errors import EXIT_INTERRUPTED, ErrorInfo, from_info
+from kawai_tools.errors import EXIT_INTERRUPTED, ErrorInfo, RemoteFault, from_info
 from kawai_tools.events import FINAL, Event, LibsPullEvent, ModelPullEvent, PullEvent, Status
 from kawai_tools.models.model import PlanPayload
 from kawai_tools.transfer.pulls import Feed
@@ -159,6 +159,8 @@ def ended_well(
         raise typer.Exit(exit_code)
     if isinstance(event, PullEvent) and event.error is not None:
         fail(this, event.error)
+    if event.status is Status.FAILED:
+        raise RemoteFault("it failed, and does not say why", "look into the server's log")
     return event
 
 

@@ -40,7 +40,8 @@ class Invocation:
             self.flags[name] = KEYS[name].parse(words)
         except ValueError as error:
             flag = shown or f"--{name.replace('_', '-')}"
-            raise UsageError(f"{flag} must be {error}, not {words!r}") from None
+            told = "its value" if "@" in words else repr(words)  # an address may hold a password
+            raise UsageError(f"{flag} must be {error}, not {told}") from None
 
     @cached_property
     def settings(self) -> Settings:

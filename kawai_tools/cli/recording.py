@@ -34,7 +34,7 @@ def append(path: Path, words: str) -> None:
     make_directory(path.parent)
     entry = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} pid {os.getpid()}\n{words.rstrip()}\n"
     with storage_errors(path):
-        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
         with os.fdopen(fd, "ab") as file:
             file.write(entry.encode(errors="backslashreplace"))
 

@@ -22,8 +22,21 @@ def run(this: "Invocation", row: "Operation[R]", request: R) -> object:
     if this.is_remote:
         if row.path is None:
             require_here(this, row.name.replace(".", " "))
-        return ask(this, row, request)
+        return _ask_there(this, row, request)
     return ask(this, row, request) if row.where is Where.SERVER else row.run(this.workspace, request)
+
+
+def _ask_there(this: "Invocation", row: "Operation[R]", request: R) -> object:
+    """As :func:`ask`; whoever leaves before a pull is told of hears that it may begin all the same."""
+    from kawai_tools.contract import Stream  # noqa: PLC0415
+    from kawai_tools.events import PullEvent  # noqa: PLC0415
+
+    try:
+        return ask(this, row, request)
+    except KeyboardInterrupt:
+        if isinstance(row.result, Stream) and issubclass(row.result.event, PullEvent):
+            this.output.note(f"it may begin there; kawai pulls list --server {this.settings.server} shows it")
+        raise
 
 
 def ask(this: "Invocation", row: "Operation[R]", request: R) -> object:

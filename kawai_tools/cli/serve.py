@@ -167,7 +167,7 @@ class _Serving:
         self._notifier.ready(f"serving on {self._bound[0].url}")
 
     def _stop(self) -> None:
-        _LOG.info("ending: answers and pulls under way get their time")
+        _LOG.info("ending: answers under way get their time, pulls can be gone on with")
         self._notifier.stopping()
         self._workspace.pulls.close(PATIENCE)
 
@@ -178,6 +178,7 @@ class _Serving:
 
         One that is wrong changes nothing.
         """
+        from kawai_tools.cli import server_log  # noqa: PLC0415 - the command line starts without it
         from kawai_tools.renewing import renew, renewed  # noqa: PLC0415 - seldom
 
         self._notifier.reloading()
@@ -196,6 +197,10 @@ class _Serving:
             renew(self._workspace, other)
             app.rename(self._names(settings))
             self._set_access(settings)
+            if (_asks(settings), settings.strict) != (_asks(before), before.strict):
+                app.tighten()
+            server_log.reopen()
+            app.reopen_log()
             _tell_changes(before, settings)
             if news:
                 _LOG.info("%s", news)

@@ -53,10 +53,17 @@ def configure(state_dir: Path, output: Output, journal: "Journal") -> Callable[[
     return stderr.say
 
 
+def reopen() -> None:
+    """Write to the file that has the log's name now: another may have been moved away."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, RotatingFileHandler):
+            handler.close()
+
+
 def read_last(path: Path, most: int) -> list[LogLine]:
     """The last lines of a log of lines, as far as they are whole; none where there is none."""
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             file.seek(max(0, path.stat().st_size - most))
             found = file.read(most).split(b"\n")
     except OSError:
@@ -98,7 +105,7 @@ class _Lines(RotatingFileHandler):
             "a",
             encoding="utf-8",
             errors="backslashreplace",
-            opener=lambda path, flags: os.open(path, flags | os.O_CLOEXEC, 0o600),
+            opener=lambda path, flags: os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, 0o600),
         )
 
     def format(self, record: logging.LogRecord) -> str:

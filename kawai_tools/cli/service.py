@@ -7,7 +7,7 @@ import typer
 from kawai_tools.cli import text
 from kawai_tools.cli.groups import LAZY, KawaiCommand, group
 from kawai_tools.cli.invocation import Invocation, invocation
-from kawai_tools.cli.running import run
+from kawai_tools.cli.running import require_here, run
 from kawai_tools.errors import AlreadyServing
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ def install(context: typer.Context) -> None:
     from kawai_tools.operations.service import SERVICE_INSTALL  # noqa: PLC0415 - help needs none
 
     this = invocation(context)
+    require_here(this, "service install")
     _require_not_served(this)
     _carry_out(this, SERVICE_INSTALL)
 

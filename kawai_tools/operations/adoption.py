@@ -24,6 +24,8 @@ class AdoptRequest(Request, frozen=True):
 def _adopt(workspace: Workspace, request: AdoptRequest) -> "Feed[Event]":
     from kawai_tools.models.taking import Mode  # noqa: PLC0415 - a scan takes nothing
 
+    if not all(request.paths):
+        raise UsageError("'' names no file", "name a GGUF file, or a directory of them")
     if request.link and request.copy:
         raise UsageError("--link and --copy exclude each other", "give one of them, or neither")
     mode = Mode.LINK if request.link else Mode.COPY if request.copy else Mode.ANY

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from msgspec import field
 
 from kawai_tools.contract import Level, Operation, Request, Stream, Where
+from kawai_tools.errors import UsageError
 from kawai_tools.events import CarryEvent, Event
 from kawai_tools.refs import parse_model
 from kawai_tools.workspace import Workspace
@@ -30,12 +31,19 @@ class ImportRequest(Request, frozen=True):
 
 
 def _export(workspace: Workspace, request: ExportRequest) -> "Feed[Event]":
+    _require_name(request.file)
     refs = [parse_model(each) for each in request.models]
     job = workspace.exporter.job(request.file, refs, libs=request.libs, pipe=_STDOUT)
     return workspace.pulls.start(job)
 
 
+def _require_name(file: str) -> None:
+    if not file:
+        raise UsageError("'' names no file", "name one, or - for a pipe")
+
+
 def _import(workspace: Workspace, request: ImportRequest) -> "Feed[Event]":
+    _require_name(request.file)
     return workspace.pulls.start(workspace.importer.job(request.file, pipe=_STDIN))
 
 

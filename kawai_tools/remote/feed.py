@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import msgspec
 
@@ -28,6 +29,7 @@ SILENCE = 60.0
 _LONGEST = 1 << 24
 _ERROR = 400
 _ATTEMPTS = 9
+_ANEW = "if it was started anew, pulling again goes on with what was fetched"
 _BROKEN = (Unreachable, UpstreamTimeout, BadResponse)
 
 
@@ -76,11 +78,21 @@ class RemoteFeed:
                 yield None
                 continue
             seen, last = (number, data), self._decode(data)
+            if isinstance(last, PullEvent):
+                if self._has_told(last):
+                    yield None
+                    continue
+                self.pull = last
             self._patience.progressed()
-            self.pull = last if isinstance(last, PullEvent) else None
             yield last
+            if self.pull is not None and self.pull.status in FINAL:
+                return
         if issubclass(self._kinds[-1], Event) and (not isinstance(last, Event) or last.status not in FINAL):
             raise Unreachable("it ended in the middle of its answer")
+
+    def _has_told(self, event: PullEvent) -> bool:
+        """Whether an event of a Pull came before, over an earlier connection."""
+        return self.pull is not None and event.pull == self.pull.pull and event.seq <= self.pull.seq
 
     def _decode(self, data: bytes) -> Message:
         for kind in self._kinds:
@@ -116,14 +128,15 @@ class RemoteFeed:
 
     def _asked(self, pull: PullEvent) -> "Response":
         headers = {"Accept": EVENT_STREAM, "Last-Event-ID": str(pull.seq)}
-        answer = self.peer.ask("GET", f"/v1/pulls/{pull.pull}", None, headers, patience=SILENCE)
+        path = f"/v1/pulls/{quote(pull.pull, safe='')}"
+        answer = self.peer.ask("GET", path, None, headers, patience=SILENCE)
         if answer.status < _ERROR:
             return answer
         with answer:
             raise self.peer.reported(answer.status, answer.read())
 
     def _lost(self, error: KawaiError, pull: PullEvent) -> KawaiError:
-        return Unreachable(error.message, f"once it is back, {self.peer.attaching(pull.pull)}")
+        return Unreachable(error.message, f"once it is back, {self.peer.attaching(pull.pull)}; {_ANEW}")
 
     def close(self) -> None:
         """Hang up."""

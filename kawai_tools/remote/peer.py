@@ -11,12 +11,15 @@ import msgspec
 from kawai_tools import __version__
 from kawai_tools.errors import (
     UNDECODABLE,
+    BodyTooLarge,
     ErrorBody,
     InvalidConfig,
     KawaiError,
     NoServer,
+    NotAllowed,
     NotKawai,
     RemoteFault,
+    Unavailable,
     Unreachable,
     UpstreamTimeout,
     VersionSkew,
@@ -35,6 +38,17 @@ _MOST_TOKEN = 1 << 16
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 _SKEWED = frozenset({"invalid_body", "invalid_request", "route_not_found", "method_not_allowed"})
 """What a kawai answers to one that can do more than it."""
+
+
+_PROXY = "the proxy "
+_BAD_GATEWAY = frozenset({502, 503, 504})
+_BY_STATUS: Mapping[int, type[KawaiError]] = {
+    401: NotAllowed,
+    403: NotAllowed,
+    408: UpstreamTimeout,
+    413: BodyTooLarge,
+    429: Unavailable,
+}
 
 
 class _Health(msgspec.Struct, frozen=True):
@@ -62,10 +76,12 @@ class Peer:
     @classmethod
     def of_settings(cls, settings: "Settings") -> "Peer":
         """The one that ``--server`` names. Raises ``InvalidConfig`` for a token that cannot be had."""
+        from kawai_tools.transfer.outbound import Route  # noqa: PLC0415
         from kawai_tools.transfer.ways import route_of  # noqa: PLC0415
 
         url, token = settings.server or "", _token_of(settings)
-        return cls(url, token, route_of(settings), offline=settings.offline)
+        route = Route(cert_file=settings.ssl_cert_file) if _is_here(url) else route_of(settings)
+        return cls(url, token, route, offline=settings.offline)
 
     def ask(
         self,
@@ -98,15 +114,14 @@ class Peer:
         from kawai_tools.transfer.outbound import Outbound, Timeouts  # noqa: PLC0415
 
         origin = origin_of(self.url)
-        near = spelled(origin)
-        offline = self.offline and not (near is not None and near.ip.is_loopback)
+        offline = self.offline and not _is_here(self.url)
         stall = float("inf") if patience is None else patience
         return Outbound(
             Egress(offline=offline),
             agent=f"kawai/{__version__}",
             route=self.route,
             credentials={origin: f"Bearer {self.token}"} if self.token else {},
-            timeouts=Timeouts(connect=CONNECTING, stall=stall, floor=1),
+            timeouts=Timeouts(connect=min(CONNECTING, stall), stall=stall, floor=1),
         )
 
     def gone(self, error: KawaiError) -> KawaiError:
@@ -115,7 +130,7 @@ class Peer:
             return UpstreamTimeout(
                 f"the kawai server at {self.url} has been silent for too long", "look into its log"
             )
-        if not isinstance(error, Unreachable):
+        if not isinstance(error, Unreachable) or _PROXY in error.message:
             return error
         reason = error.message.partition(": ")[2] or error.message
         words = f"the kawai server at {self.url} cannot be reached: {reason}"
@@ -139,13 +154,25 @@ class Peer:
         try:
             error = from_info(msgspec.json.decode(data, type=ErrorBody).error)
         except UNDECODABLE:
-            return self.misunderstood(f"answered {status} without saying why")
+            return self._passed_on(status)
         if status == 401:  # noqa: PLR2004 - Unauthorized
             words = "give an admin's or a user's token of that server with --token-file FILE (KAWAI_TOKEN)"
             return _with_hint(error, words if self.home is None else error.info.hint)
         if error.info.code in _SKEWED and (version := self._version()) not in {None, __version__}:
             return _with_hint(error, f"{_hint(error)}that server is kawai {version}, this is {__version__}")
         return error
+
+    def _passed_on(self, status: int) -> KawaiError:
+        """What to say of an error in nobody's shape: often it is of what stands before the kawai."""
+        if status in _BAD_GATEWAY:
+            return Unreachable(
+                f"what stands before the kawai server at {self.url} answers {status}",
+                "it cannot reach that server, or did not wait for its answer",
+            )
+        kind = _BY_STATUS.get(status)
+        if kind is None or self._version() is None:
+            return self.misunderstood(f"answered {status} without saying why")
+        return kind(f"what stands before the kawai server at {self.url} answers {status}", "ask who runs it")
 
     def misunderstood(self, what: str) -> KawaiError:
         """What to say of an answer that is none of this kawai's: it is no kawai, or another version."""
@@ -171,6 +198,12 @@ class Peer:
             return None
 
 
+def _is_here(url: str) -> bool:
+    """Whether an address is one of this machine alone: no proxy reaches it, and ``--offline`` may."""
+    near = spelled(origin_of(url))
+    return near is not None and near.ip.is_loopback
+
+
 def _hint(error: KawaiError) -> str:
     return f"{error.info.hint}; " if error.info.hint else ""
 
@@ -190,11 +223,12 @@ def _read(path: Path) -> str:
     """What a file holds; also a pipe, since a shell can make one of a command's output."""
     try:
         with path.open("rb") as file:
-            return file.read(_MOST_TOKEN).decode("ascii", "replace").strip()
+            words = file.read(_MOST_TOKEN + 1)
     except OSError as error:
         raise InvalidConfig(
             f"the token file {path} cannot be read: {error.strerror}", "kawai tokens create makes a token"
         ) from None
+    return words.decode("ascii", "replace").strip() if len(words) <= _MOST_TOKEN else ""
 
 
 def _checked(token: str, where: str) -> str:

@@ -42,7 +42,7 @@ class Output(asyncio.Protocol):
             self._rest = b""
 
     def _line(self, data: bytes) -> LogLine:
-        words = self._readable(data[:_LONGEST])
+        words = self._readable(data)[:_LONGEST]
         mark = _MARK.match(words)
         level = _LEVELS.get(mark[1], "info") if mark else "info"
         return line_of(level, self._source, words[mark.end() :] if mark else words)

@@ -86,7 +86,9 @@ class Pool:
         with self._in_queue(order):
             seat = await self._seated(order, deadline)
             if keep_alive is not None:
-                seat.keep_alive = min(keep_alive, LONGEST)
+                seat.keep_alive, seat.was_asked = min(keep_alive, LONGEST), True
+            elif not seat.was_asked:  # what is set may have changed since it was loaded
+                seat.keep_alive = min(order.keep_alive, LONGEST)
             self._changes.note()
             held = Held(seat, self._changes)
             try:
@@ -111,8 +113,9 @@ class Pool:
 
     async def load(self, order: Order, deadline: float) -> ModelState:
         """Load a model, if it is not loaded."""
-        async with self.lease(order, deadline, keep_alive=order.keep_alive):
+        async with self.lease(order, deadline):
             seat = self._seats[order.id]
+            seat.keep_alive, seat.was_asked = min(order.keep_alive, LONGEST), False
         return seat.told(self._clock())
 
     async def unload(self, model_id: str, *, force: bool = False) -> bool:

@@ -65,7 +65,7 @@ class Order:
 
 @dataclass
 class TakenSeat:
-    """A model that is loaded or on its way."""
+    """A model that is loaded or on its way; ``was_asked``: a request has said how long it is to stay."""
 
     runner: Runner
     need: int
@@ -78,6 +78,7 @@ class TakenSeat:
     abandoned: int = 0
     waiting: int = 0
     has_died: bool = False
+    was_asked: bool = False
     noted_at: float = float("-inf")
     leaving: asyncio.Task[None] | None = None
     loaded_at: datetime | None = None

@@ -12,7 +12,8 @@ from kawai_tools.settings import Settings
 def service_of(settings: Settings) -> Service:
     """``kawai serve`` with these settings, of whichever manager this user has."""
     home = Path.home()
-    config = Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config")
+    config = Path(os.environ.get("XDG_CONFIG_HOME", ""))
+    config = config if config.is_absolute() else home / ".config"  # as the XDG specification says
     variables = settings.config_dir / "service.env"
     log = settings.state_dir / "logs" / "launchd.log"
     return Service(settings, [Systemd(config, variables), Launchd(home, log)], variables)

@@ -5,10 +5,10 @@ import plistlib
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from kawai_tools.service.manager import MARK, ServiceReport, insist, remove, say, write
+from kawai_tools.service.manager import MARK, ServiceReport, insist, is_ours, remove, say, write
 
 LABEL = "tools.kawai.serve"
 
@@ -28,11 +28,12 @@ class Launchd:
             return "there is no launchd"
         return None
 
-    def install(self, command: Sequence[str]) -> list[str]:
+    def install(self, command: Sequence[str], environ: Mapping[str, str]) -> list[str]:
         """Write the agent and start it."""
         agent = {
             "Label": LABEL,
             "ProgramArguments": list(command),
+            "EnvironmentVariables": dict(environ),
             "RunAtLoad": True,
             "KeepAlive": {"SuccessfulExit": False},
             "ExitTimeOut": 45,
@@ -50,7 +51,7 @@ class Launchd:
 
     def uninstall(self) -> list[str]:
         """Stop it and remove the agent."""
-        if not self._path.exists():
+        if not is_ours(self._path):
             return ["there was nothing to remove"]
         say("launchctl", "bootout", f"{self._domain}/{LABEL}")
         remove(self._path)

@@ -1,9 +1,10 @@
 """What a service manager is asked for, and which one there is."""
 
 import os
+import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
@@ -17,6 +18,7 @@ MARK = "written by kawai service install"
 """Stands in every file that kawai writes for a service manager: another is not ours to replace."""
 
 _PATIENCE = 120.0
+_XDG = ("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME")
 
 
 class ServiceReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,8 +40,8 @@ class Manager(Protocol):
     def why_not(self) -> str | None:
         """Why it cannot be used here; ``None`` where it can."""
 
-    def install(self, command: Sequence[str]) -> list[str]:
-        """Have the command run from now on; what was done."""
+    def install(self, command: Sequence[str], environ: Mapping[str, str]) -> list[str]:
+        """Have the command run from now on, with these variables; what was done."""
 
     def uninstall(self) -> list[str]:
         """Have it run no more; what was done."""
@@ -87,16 +89,18 @@ def write(path: Path, data: bytes) -> bool:
     return True
 
 
-def remove(path: Path) -> bool:
-    """Remove a manager's file; whether there was one. Raises ``Conflict`` for one not ours."""
+def is_ours(path: Path) -> bool:
+    """Whether there is a manager's file of kawai. Raises ``Conflict`` for one that is not ours."""
     before = read_if_there(path)
-    if before is None:
-        return False
-    if MARK.encode() not in before:
+    if before is not None and MARK.encode() not in before:
         raise Conflict(f"{path} was not written by kawai", "remove it yourself, if that is meant")
+    return before is not None
+
+
+def remove(path: Path) -> None:
+    """Remove a manager's file."""
     with storage_errors(path):
         path.unlink(missing_ok=True)
-    return True
 
 
 class Service:
@@ -115,7 +119,7 @@ class Service:
         Raises ``NoServiceManager``, ``ServiceFailed``, or ``Conflict`` where another's file is in the way.
         """
         manager = self._manager()
-        done = manager.install(self.command())
+        done = manager.install(self.command(), self._places())
         found = manager.status()
         notes = [*found.notes, *self._left_behind(found.manager)]
         return msgspec.structs.replace(found, done=done, notes=notes)
@@ -139,7 +143,7 @@ class Service:
             reasons.append(reason)
         raise NoServiceManager(
             f"no service manager could run kawai here: {'; '.join(reasons)}",
-            f"run it yourself, as it is or from what starts programs here: {' '.join(self.command())}",
+            f"run it yourself, as it is or from what starts programs here: {shlex.join(self.command())}",
         )
 
     def command(self) -> list[str]:
@@ -147,17 +151,24 @@ class Service:
         program = Path(sys.executable).with_name("kawai")
         start = [str(program)] if os.access(program, os.X_OK) else [sys.executable, "-P", "-m", "kawai_tools"]
         home = self._settings.home
-        return [*start, "serve", *(["--home", str(home)] if home else [])]
+        return [*start, "serve", *(["--home", os.path.normpath(home)] if home else [])]
+
+    def _places(self) -> dict[str, str]:
+        """Variables by which this shell has moved kawai's directories, where no home does."""
+        if self._settings.home is not None:
+            return {}
+        return {name: os.environ[name] for name in _XDG if os.environ.get(name)}
 
     def _left_behind(self, manager: str) -> list[str]:
         """What is set by variables of this shell, which a service does not have."""
-        named = [
-            next(each for each in key.variables if os.environ.get(each))
-            for name, key in KEYS.items()
-            if self._settings.source(name) == Source.ENVIRONMENT and name != "home"
-        ]
-        if not named:
-            return []
-        place = str(self._settings.config_file)
-        place += f" or {self._variables}" if manager == "systemd" else ""
-        return [f"{', '.join(named)} of this shell do not count for the service; put them into {place}"]
+        settable: list[str] = []
+        others: list[str] = []
+        for name, key in KEYS.items():
+            if self._settings.source(name) == Source.ENVIRONMENT and name != "home":
+                found = next(each for each in key.variables if os.environ.get(each))
+                (settable if key.in_file else others).append(found)
+        words = "{} of this shell: the service does not have it; {}"
+        notes = [words.format(each, f"set it in {self._settings.config_file}") for each in settable]
+        if manager == "systemd":
+            return notes + [words.format(each, f"put it into {self._variables}") for each in others]
+        return notes + [words.format(each, "launchctl setenv gives it one") for each in others]

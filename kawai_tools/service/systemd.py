@@ -2,10 +2,10 @@
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from kawai_tools.service.manager import MARK, ServiceReport, insist, remove, say, write
+from kawai_tools.service.manager import MARK, ServiceReport, insist, is_ours, remove, say, write
 
 NAME = "kawai.service"
 _HINT = f"journalctl --user -u {NAME} says more"
@@ -20,7 +20,7 @@ Type=notify
 NotifyAccess=main
 ExecStart={command}
 ExecReload=/bin/kill -HUP $MAINPID
-EnvironmentFile=-{variables}
+{environ}EnvironmentFile=-{variables}
 Restart=on-failure
 RestartSec=2
 # answers under way get 30 s; the engines are ended by kawai itself
@@ -47,13 +47,16 @@ class Systemd:
         said = say("systemctl", "--user", "show-environment")
         return f"systemd does not serve this user ({said.err or said.code})" if said.code else None
 
-    def install(self, command: Sequence[str]) -> list[str]:
+    def install(self, command: Sequence[str], environ: Mapping[str, str]) -> list[str]:
         """Write the unit and start it."""
         was_running = self.status().running
         unit = _UNIT.format(
-            mark=MARK, command=" ".join(map(_quoted, command)), variables=_escaped(str(self._variables))
+            mark=MARK,
+            environ="".join(f"Environment={_assigned(*each)}\n" for each in environ.items()),
+            command=" ".join(map(_quoted, command)),
+            variables=_escaped(os.path.normpath(self._variables)),
         )
-        changed = write(self._path, unit.encode())
+        changed = write(self._path, os.fsencode(unit))
         insist("systemctl", "--user", "daemon-reload", hint=_HINT)
         insist("systemctl", "--user", "enable", "--now", NAME, hint=_HINT)
         done = [f"wrote {self._path}" if changed else f"{self._path} is as it should be"]
@@ -64,7 +67,7 @@ class Systemd:
 
     def uninstall(self) -> list[str]:
         """Stop it and remove the unit."""
-        if not self._path.exists():
+        if not is_ours(self._path):
             return ["there was nothing to remove"]
         say("systemctl", "--user", "disable", "--now", NAME)
         remove(self._path)
@@ -80,7 +83,7 @@ class Systemd:
         running = found.get("ActiveState") in {"active", "reloading", "activating", "deactivating"}
         return ServiceReport(
             manager="systemd",
-            path=str(self._path),
+            path=os.fsencode(self._path).decode(errors="replace"),
             installed=self._path.exists(),
             enabled=found.get("UnitFileState") == "enabled",
             running=running,
@@ -100,9 +103,14 @@ def _lingers() -> bool:
     return Path("/var/lib/systemd/linger", name).exists()
 
 
-def _quoted(word: str) -> str:
+def _assigned(name: str, value: str) -> str:
+    """A variable and its value (``systemd.exec(5)``, ``Environment=``); a dollar is one there."""
+    return _quoted(f"{name}={value}", "$")
+
+
+def _quoted(word: str, dollar: str = "$$") -> str:
     """A word of a command line (``systemd.service(5)``, command lines; ``systemd.syntax(7)``, quoting)."""
-    escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("$", "$$")
+    escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("$", dollar)
     return f'"{_escaped(escaped)}"'
 
 
