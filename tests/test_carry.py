@@ -34,6 +34,7 @@ from kawai_tools.transfer.pulls import Pull
 from kawai_tools.workspace import Workspace
 from tests.bundles import asset_name, host_platform, launcher_bundle
 from tests.hub import LocalHub
+from tests.inference import soon
 from tests.program import KAWAI, Program
 from tests.samples import F32, tiny_gguf
 from tests.workspaces import Workspaces, pull
@@ -911,6 +912,26 @@ def test_killed_at_any_moment(kawai: Program, big: Path, tmp_path: Path) -> None
     assert import_(home, big).status in {"imported", "exists"}
     assert list(shown(home)) == ["Big-F32"]
     assert not list(home.glob("models/.partial/*/*"))
+
+
+def test_a_kill_before_anything_was_noted_leaves_no_blocks_behind(kawai: Program, big: Path) -> None:
+    home, data = Path(kawai.environ["KAWAI_HOME"]), big.read_bytes()
+    for _ in range(2):
+        with subprocess.Popen(
+            [*KAWAI, "--home", str(home), "import", "-"], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL
+        ) as process:
+            assert process.stdin
+            process.stdin.write(data[: len(data) // 2])
+            process.stdin.flush()
+            assert soon(lambda: list(home.glob("models/.partial/*/*.json")) != [])
+            assert soon(lambda: _are_written(home))
+            process.kill()
+    assert len([each for each in home.glob("models/.partial/*/*.partial") if each.stat().st_size > 4096]) == 1
+    assert import_(home, big).status == "imported"
+
+
+def _are_written(home: Path) -> bool:
+    return any(each.stat().st_size > 4096 for each in home.glob("models/.partial/*/*.partial"))
 
 
 # builds
