@@ -1745,3 +1745,18 @@ def test_a_text_that_becomes_one_vector_is_computed_in_one_go(tmp_path: Path) ->
         words = command(endpoint)
         assert words[words.index("--ubatch-size") + 1] == words[words.index("--batch-size") + 1] == "4096"
     assert "--ubatch-size" not in command("chat")
+
+
+@in_loop
+async def test_what_is_set_anew_counts_for_what_is_loaded(bench: Bench) -> None:
+    async with bench.pool() as pool:
+        for set_to, asked, left in ((77, None, 77), (5, None, 5), (5, 50, 50), (9, None, 50)):
+            order = bench.order("a", keep_alive=set_to)
+            async with pool.lease(order, time.monotonic() + 20, keep_alive=asked):
+                pass
+            (state,) = pool.snapshot().models
+            assert state.expires_at
+            assert left - 4 < (state.expires_at - datetime.now(UTC)).total_seconds() <= left
+        pool.set_limits(lambda _: 1000, 1, 10)
+        await use(pool, bench.order("b"))
+        assert [state.id for state in pool.snapshot().models] == ["b"]

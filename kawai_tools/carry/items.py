@@ -15,15 +15,13 @@ from kawai_tools.carry.tape import EXECUTABLE, PLAIN
 from kawai_tools.errors import (
     BrokenState,
     DigestMismatch,
-    HomeNotWritable,
     IncompleteModel,
     InUse,
     KawaiError,
 )
-from kawai_tools.files import existing_parent
 from kawai_tools.libs.bundle import BundleRecord
 from kawai_tools.libs.bundles import Bundles
-from kawai_tools.models.claims import in_use, release_use
+from kawai_tools.models.claims import release_use, share_use
 from kawai_tools.models.neighbours import is_local
 from kawai_tools.models.records import Record
 from kawai_tools.models.store import Store
@@ -66,12 +64,7 @@ class ModelItem:
         """Keep others from replacing the files; where nobody can write, nobody does. Raises ``InUse``."""
         lock = self._store.use_lock(self.record.path)
         try:
-            try:
-                if not lock.acquire(shared=True):
-                    raise in_use(self.record.id)
-            except HomeNotWritable:
-                if os.access(existing_parent(lock.path.parent), os.W_OK):
-                    raise
+            share_use(self.record.id, lock)
             yield
         finally:
             release_use(self._store.layout, self.record.path, lock)

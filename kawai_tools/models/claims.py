@@ -1,12 +1,13 @@
 """Who works on a model: what partial downloads belong to, and the locks that keep others off."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
-from kawai_tools.errors import UNDECODABLE, InUse
-from kawai_tools.files import Lock, make_directory, read_if_there, write_atomically
+from kawai_tools.errors import UNDECODABLE, HomeNotWritable, InUse
+from kawai_tools.files import Lock, existing_parent, make_directory, read_if_there, write_atomically
 from kawai_tools.models.layout import Layout
 from kawai_tools.models.records import Record
 
@@ -78,6 +79,16 @@ class Hold:
         """Let go. The lock file of a model that is not installed goes with it."""
         release_use(self._layout, self._path, self._using)
         self._pulling.remove()
+
+
+def share_use(model_id: str, lock: Lock) -> None:
+    """Keep others from replacing a model's files; where nobody can write, nobody does. Raises ``InUse``."""
+    try:
+        if not lock.acquire(shared=True):
+            raise in_use(model_id)
+    except HomeNotWritable:
+        if os.access(existing_parent(lock.path.parent), os.W_OK):
+            raise
 
 
 def release_use(layout: Layout, path: str, lock: Lock) -> None:

@@ -19,8 +19,7 @@ from kawai_tools.errors import (
     Unavailable,
 )
 from kawai_tools.events import Event, FileCheck, Status, VerifyEvent
-from kawai_tools.files import Lock, existing_parent
-from kawai_tools.models.claims import in_use, release_use
+from kawai_tools.models.claims import release_use, share_use
 from kawai_tools.models.records import Entry, FileRecord, now
 from kawai_tools.models.store import Store
 from kawai_tools.refs import ModelRef
@@ -68,7 +67,7 @@ class _Verification:
         """Hash and compare; a bad file does not keep the others from being looked at."""
         lock = self.store.use_lock(self.record.path)
         try:
-            self._hold(lock)
+            share_use(self.record.id, lock)
             self._require_still_there()
             hashed = [self._check(file) for file in self.record.files]
             problem = self._problem()
@@ -87,15 +86,6 @@ class _Verification:
             raise
         finally:
             release_use(self.store.layout, self.record.path, lock)
-
-    def _hold(self, lock: Lock) -> None:
-        """Keep others from replacing the files meanwhile; where nobody can write, nobody does."""
-        try:
-            if not lock.acquire(shared=True):
-                raise in_use(self.record.id)
-        except HomeNotWritable:
-            if os.access(existing_parent(lock.path.parent), os.W_OK):
-                raise
 
     def _require_still_there(self) -> None:
         """What was removed while this waited is no damage."""
