@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from kawai_tools.settings import Settings
+from kawai_tools.workspace.outside import WAYS_OUT, Outside
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -38,19 +39,12 @@ if TYPE_CHECKING:
     from kawai_tools.runners.tuning import Tuning
     from kawai_tools.service.manager import Service
     from kawai_tools.tokens import Tokens
-    from kawai_tools.transfer.egress import Origin
     from kawai_tools.transfer.fetching import Pace
-    from kawai_tools.transfer.hub import Hub
-    from kawai_tools.transfer.outbound import Outbound
     from kawai_tools.transfer.pulls import Pulls
     from kawai_tools.transfer.wire import Timeouts
 
 
-WAYS_OUT = ("outbound", "libs_outbound", "catalog_outbound", "listed_outbound")
-"""Nouns that keep connections."""
-
-
-class Workspace:
+class Workspace(Outside):
     """The nouns of one home, made when first used.
 
     ``serves`` says whose authority is acted with: a server may fetch from configured hosts only, the
@@ -67,9 +61,7 @@ class Workspace:
         system: "System | None" = None,
     ) -> None:
         """Nothing is opened yet."""
-        self.settings = settings
-        self.serves = serves
-        self._timeouts = timeouts
+        super().__init__(settings, serves=serves, timeouts=timeouts)
         self._system = system
 
     @cached_property
@@ -92,31 +84,6 @@ class Workspace:
         from kawai_tools.models.store import Store
 
         return Store(self.layout)
-
-    @cached_property
-    def outbound(self) -> "Outbound":
-        """The way out to hubs, with the hub's token."""
-        from kawai_tools.transfer.hub import hub_credentials
-
-        return self._way_out(hub_credentials(self.settings))
-
-    @cached_property
-    def libs_outbound(self) -> "Outbound":
-        """The way out to release servers, with their token: a mirror may be both on one address."""
-        from kawai_tools.libs.releases import release_credentials
-
-        return self._way_out(release_credentials(self.settings))
-
-    @cached_property
-    def catalog_outbound(self) -> "Outbound":
-        """The way out to subscribed catalogs, which get nobody's token."""
-        return self._way_out({})
-
-    def _way_out(self, credentials: "dict[Origin, str]", *, typed: bool = True) -> "Outbound":
-        """A way out, with the authority of who serves; ``typed``: to where its user says."""
-        from kawai_tools.transfer.ways import way_out
-
-        return way_out(self.settings, credentials, self._timeouts, serves=self.serves, typed=typed)
 
     @cached_property
     def catalog(self) -> "Catalog":
@@ -151,13 +118,6 @@ class Workspace:
         return Subscriptions(self._lists, Asker(self.catalog_outbound))
 
     @cached_property
-    def hub(self) -> "Hub":
-        """The model hub."""
-        from kawai_tools.transfer.hub import Hub
-
-        return Hub(self.outbound, self.settings.hub_endpoint)
-
-    @cached_property
     def planner(self) -> "Planner":
         """Plans pulls of models."""
         from kawai_tools.models.planning import Planner
@@ -172,31 +132,18 @@ class Workspace:
         return Puller(self.models, self.hub, self._pace)
 
     @cached_property
-    def listed_outbound(self) -> "Outbound":
-        """The way out to files that a catalog names: nobody has typed their addresses."""
-        from kawai_tools.transfer.hub import hub_credentials
-
-        return self._way_out(hub_credentials(self.settings), typed=False)
-
-    @cached_property
-    def _listed_hub(self) -> "Hub":
-        from kawai_tools.transfer.hub import Hub
-
-        return Hub(self.listed_outbound, self.settings.hub_endpoint)
-
-    @cached_property
     def listed_planner(self) -> "Planner":
         """Plans pulls of catalog entries."""
         from kawai_tools.models.planning import Planner
 
-        return Planner(self.models, self._listed_hub, local_paths=False)
+        return Planner(self.models, self.listed_hub, local_paths=False)
 
     @cached_property
     def listed_puller(self) -> "Puller":
         """Carries out plans of catalog entries."""
         from kawai_tools.models.pulling import Puller
 
-        return Puller(self.models, self._listed_hub, self._pace)
+        return Puller(self.models, self.listed_hub, self._pace)
 
     @cached_property
     def neighbours(self) -> "Neighbours":
