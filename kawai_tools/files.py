@@ -240,6 +240,16 @@ class Lock:
             self.path.unlink(missing_ok=True)
         self.release()
 
+    def retire(self) -> None:
+        """Let go; the last who held it shared removes its file."""
+        with self._guard:
+            if self._fd is not None:
+                with contextlib.suppress(OSError):  # others hold it, or nobody can write
+                    fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    self.path.unlink(missing_ok=True)
+                os.close(self._fd)
+                self._fd = None
+
 
 def _same_file(fd: int, path: Path) -> bool:
     try:

@@ -36,6 +36,8 @@ from kawai_tools.journal import Journals
 from kawai_tools.libs import children
 from kawai_tools.libs.bundles import Bundles
 from kawai_tools.libs.layout import LibsLayout
+from kawai_tools.models.claims import Renaming, Use
+from kawai_tools.models.layout import Layout
 from kawai_tools.refs import parse_model
 from kawai_tools.resolving import resolve
 from kawai_tools.runners import pool as pool_module
@@ -188,16 +190,14 @@ class Bench:
             self.runners.setdefault(name, []).append(made)
             return made
 
-        return Order(name, need, keep_alive, 4, make, lambda: self._use(name))
+        return Order(name, need, keep_alive, 4, make, lambda: Use(self.layout, name, name))
 
-    def _use(self, name: str) -> Callable[[], None]:
-        lock = self.lock(name)
-        if not lock.acquire(shared=True):
-            raise InUse(f"{name} is being pulled or removed")
-        return lock.release
+    @property
+    def layout(self) -> Layout:
+        return Layout(self.folder, self.folder)
 
     def lock(self, name: str) -> Lock:
-        return Lock(self.folder / f"{name}.lock")
+        return Lock(self.layout.lock(name))
 
     def is_free(self, name: str) -> bool:
         """Whether a pull could have the model."""
@@ -1202,6 +1202,31 @@ async def test_a_model_that_is_being_pulled_is_not_loaded_and_nobody_makes_way_f
         assert "b" not in bench.runners
         assert ids(pool.snapshot()) == {"a"}
         await use(pool, bench.order("b"))
+
+
+@in_loop
+async def test_newer_files_may_get_the_names_of_a_loaded_models_but_not_of_one_that_loads(
+    bench: Bench,
+) -> None:
+    renaming = Renaming(bench.layout, ["a"])
+    async with bench.pool() as pool:
+        loading = asyncio.create_task(use(pool, bench.order("a", Script(SLOW + SERVER))))
+        await until(pool, lambda shot: bool(shot.models))
+        assert not renaming.acquire()
+        await loading
+        assert renaming.acquire()
+        await use(pool, bench.order("a"))  # it is loaded: nothing of it is opened any more
+        waiting = asyncio.create_task(use(pool, bench.order("b", Script())))
+        await waiting
+        await pool.unload("a")
+        again = asyncio.create_task(use(pool, bench.order("a")))
+        await asyncio.sleep(0.2)
+        assert not again.done()
+        assert len(bench.runners["a"]) == 1
+        renaming.release()
+        await again
+        assert len(bench.runners["a"]) == 2
+    assert list(bench.layout.partials.iterdir()) == []
 
 
 @in_loop

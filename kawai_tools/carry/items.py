@@ -21,7 +21,7 @@ from kawai_tools.errors import (
 )
 from kawai_tools.libs.bundle import BundleRecord
 from kawai_tools.libs.bundles import Bundles
-from kawai_tools.models.claims import release_use, share_use
+from kawai_tools.models.claims import Use
 from kawai_tools.models.neighbours import is_local
 from kawai_tools.models.records import Record
 from kawai_tools.models.store import Store
@@ -62,12 +62,12 @@ class ModelItem:
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """Keep others from replacing the files; where nobody can write, nobody does. Raises ``InUse``."""
-        lock = self._store.use_lock(self.record.path)
+        use = Use(self._store.layout, self.record.path, self.record.id)
+        use.acquire()
         try:
-            share_use(self.record.id, lock)
             yield
         finally:
-            release_use(self._store.layout, self.record.path, lock)
+            use.release()
 
     def lacks(self, file: ItemFile, why: str) -> KawaiError:
         """What to say of a file that is not as it was."""

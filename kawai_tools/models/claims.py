@@ -1,7 +1,8 @@
 """Who works on a model: what partial downloads belong to, and the locks that keep others off."""
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -10,6 +11,9 @@ from kawai_tools.errors import UNDECODABLE, HomeNotWritable, InUse
 from kawai_tools.files import Lock, existing_parent, make_directory, read_if_there, write_atomically
 from kawai_tools.models.layout import Layout
 from kawai_tools.models.records import Record
+
+_PATIENCE, _TICK = 10.0, 0.02
+"""Seconds that giving files their names may take, on a slow disk."""
 
 
 class Claim(msgspec.Struct, frozen=True):
@@ -81,14 +85,85 @@ class Hold:
         self._pulling.remove()
 
 
-def share_use(model_id: str, lock: Lock) -> None:
-    """Keep others from replacing a model's files; where nobody can write, nobody does. Raises ``InUse``."""
+class Use:
+    """One model in use by somebody who opens its files by their names.
+
+    Two locks, held shared: one as long as the model is in use, which keeps it from being removed; the other
+    as long as files are still to be opened, since one name after the other may get a newer file. Whoever has
+    all of them open keeps what was opened, whatever has its name.
+    """
+
+    def __init__(self, layout: Layout, path: str, model_id: str) -> None:
+        """Name the model by what names it in the store; ``model_id`` is for messages."""
+        self._using, self._opening = Lock(layout.lock(path)), Lock(layout.opening_lock(path))
+        self._layout, self._path, self._id = layout, path, model_id
+
+    def acquire(self) -> None:
+        """Take both, waiting where files are just getting their names. Raises ``InUse``."""
+        until = time.monotonic() + _PATIENCE
+        while not self.try_acquire():
+            if time.monotonic() > until:
+                raise in_use(self._id)
+            time.sleep(_TICK)
+
+    def try_acquire(self) -> bool:
+        """Take both, or none where files are just getting their names: that takes a moment.
+
+        Where nobody can write, nobody replaces anything. Raises ``InUse``.
+        """
+        if not _share(self._using):
+            raise _taken(self._id)
+        may_open = False
+        try:
+            may_open = _share(self._opening) and not self._is_half_replaced
+        finally:
+            if not may_open:
+                self.release()
+        return may_open
+
+    @property
+    def _is_half_replaced(self) -> bool:
+        """Whether whoever was to give files their names was cut off, and nobody has gone on yet."""
+        claim = read_claim(self._layout.partial(self._path))
+        return claim is not None and claim.installing is not None
+
+    def opened(self) -> None:
+        """All files are open: others may get their names."""
+        self._opening.retire()
+
+    def release(self) -> None:
+        """Let go."""
+        self._opening.retire()
+        release_use(self._layout, self._path, self._using)
+
+
+class Renaming:
+    """The right to give newer files the names of a model's: nobody has those still to open. Never waits."""
+
+    def __init__(self, layout: Layout, paths: Iterable[str]) -> None:
+        """Name the models by what names them in the store."""
+        self._locks = [Lock(layout.opening_lock(path)) for path in sorted(set(paths))]
+
+    def acquire(self) -> bool:
+        """Take the right for all of them, or for none; say whether it was taken."""
+        if all(lock.acquire() for lock in self._locks):
+            return True
+        self.release()
+        return False
+
+    def release(self) -> None:
+        """Let go."""
+        for lock in self._locks:
+            lock.remove()
+
+
+def _share(lock: Lock) -> bool:
     try:
-        if not lock.acquire(shared=True):
-            raise in_use(model_id)
+        return lock.acquire(shared=True)
     except HomeNotWritable:
         if os.access(existing_parent(lock.path.parent), os.W_OK):
             raise
+        return True
 
 
 def release_use(layout: Layout, path: str, lock: Lock) -> None:
@@ -116,6 +191,13 @@ def remove_empty(layout: Layout, path: str) -> None:
             continue
         except OSError:
             return
+
+
+def _taken(model_id: str) -> InUse:
+    """What to say to who wants to use a model that somebody has for himself."""
+    error = InUse(f"{model_id} is being pulled or removed", "try again when that has ended")
+    error.target = model_id
+    return error
 
 
 def in_use(model_id: str) -> InUse:

@@ -11,8 +11,8 @@ from pathlib import Path
 import msgspec
 
 from kawai_tools.errors import IncompleteModel, Integrity
-from kawai_tools.files import move_into_place
-from kawai_tools.models.claims import Claim, Hold, claims, read_claim, write_claim
+from kawai_tools.files import Lock, move_into_place
+from kawai_tools.models.claims import Claim, Renaming, claims, read_claim, write_claim
 from kawai_tools.models.index import IdTaken, Index
 from kawai_tools.models.layout import Layout
 from kawai_tools.models.naming import new_id
@@ -37,7 +37,7 @@ def install(
 
 
 def finish(layout: Layout, index: Index, path: str) -> None:
-    """Carry on with an installation that was cut off; both locks of the model at ``path`` are held."""
+    """Carry on with an installation that was cut off; nobody else pulls it or has files of it to open."""
     claim = read_claim(layout.partial(path))
     if claim is None or claim.installing is None:
         return
@@ -51,12 +51,18 @@ def finish(layout: Layout, index: Index, path: str) -> None:
 def finish_all(layout: Layout, index: Index) -> None:
     """Carry on with every installation that was cut off; one that somebody works on is left to them."""
     for claim in claims(layout):
-        hold = Hold(layout, claim.path)
-        if claim.installing is not None and hold.acquire():
-            try:
-                finish(layout, index, claim.path)
-            finally:
-                hold.release()
+        pulling = Lock(layout.pull_lock(claim.path))
+        if claim.installing is None or not pulling.acquire():
+            continue
+        try:
+            renaming = Renaming(layout, touched(index, claim.installing))
+            if renaming.acquire():
+                try:
+                    finish(layout, index, claim.path)
+                finally:
+                    renaming.release()
+        finally:
+            pulling.remove()
 
 
 def _is_there(layout: Layout, claim: Claim, path: str) -> bool:
@@ -128,6 +134,11 @@ def _tell_sharers(layout: Layout, index: Index, record: Record) -> None:
         if files != other.record.files:
             with contextlib.suppress(Integrity, FileNotFoundError):  # it lacks more than that
                 enter(layout, index, msgspec.structs.replace(other.record, files=files))
+
+
+def touched(index: Index, record: Record) -> list[str]:
+    """What names the models whose files get other content when this one is installed."""
+    return [record.path, *(other.record.path for other in sharers(index, record))]
 
 
 def sharers(index: Index, record: Record) -> list[Entry]:

@@ -84,6 +84,10 @@ class Layout:
         """The lock file that one pull of a model holds; gone with its holder."""
         return self.partial(model).with_suffix(".lock")
 
+    def opening_lock(self, model: str) -> Path:
+        """The lock file that those hold who have files of a model still to open; it goes with them."""
+        return self.partial(model).with_suffix(".opening")
+
 
 def lock_path(model: str) -> str:
     """The lock file of a model, relative to the store."""

@@ -1,7 +1,9 @@
 """Carries out a plan: reserves the disk, fetches, checks and installs."""
 
+import contextlib
 import errno
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from kawai_tools.transfer.pulls import Job, Pull
 from kawai_tools.transfer.responses import Response
 
 _AGAIN = "run the same command again"
+_TICK = 0.05
 
 
 class Puller:
@@ -146,12 +149,28 @@ class _Carry:
             records = [file.installed or self._fetch(fetcher, file) for file in files]
             fetcher.tell(Status.INSTALLING)
             record = self._record(records)
-            entry = self.store.install(record, _sources(files), self._facts.get(record.files[0].path))
+            with self._renaming(record, pull, fetcher):
+                facts = self._facts.get(record.files[0].path)
+                entry = self.store.install(record, _sources(files), facts)
             self.plan = replace(self.plan, id=entry.record.id)
         finally:
             for file in files:
                 file.partial.close()
         return Status.DOWNLOADED
+
+    @contextlib.contextmanager
+    def _renaming(self, record: Record, pull: Pull, fetcher: Fetcher) -> Iterator[None]:
+        """Wait until nobody has the files still to open that get newer content under their names."""
+        renaming = self.store.renaming(record)
+        if not renaming.acquire():
+            fetcher.tell(Status.WAITING)
+            while not renaming.acquire():
+                pull.pause(_TICK)
+            fetcher.tell(Status.INSTALLING)
+        try:
+            yield
+        finally:
+            renaming.release()
 
     def _as_it_is_now(self, file: PlanFile, directory: Path) -> PlanFile:
         """What others have fetched or removed since the plan was made counts."""

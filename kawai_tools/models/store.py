@@ -22,6 +22,7 @@ from kawai_tools.errors import (
 from kawai_tools.files import Lock, make_directory, write_atomically
 from kawai_tools.gguf import Header, read_header
 from kawai_tools.models import installing
+from kawai_tools.models.claims import Renaming
 from kawai_tools.models.index import IdTaken, Index
 from kawai_tools.models.layout import Layout
 from kawai_tools.models.model import ModelDetails, ModelFile, ModelRow, Provenance, Setting
@@ -186,6 +187,10 @@ class Store:
         """The lock of a model by what names it in the store; made as one of a model never used."""
         return Lock(self.layout.lock(path))
 
+    def renaming(self, record: Record) -> Renaming:
+        """What must be held while files of a model get their names."""
+        return Renaming(self.layout, installing.touched(self.index, record))
+
     def name(self, path: str) -> str:
         """The id of the model at a path: its own, or a new one."""
         entry = self.index.by_path(path)
@@ -200,7 +205,7 @@ class Store:
         return installing.install(self.layout, self.index, record, sources, facts)
 
     def finish(self, path: str) -> None:
-        """Carry on with the installation of one model, if it was cut off; both its locks are held."""
+        """Carry on with the installation of one model, if it was cut off; nobody else may work on it."""
         installing.finish(self.layout, self.index, path)
 
     def record(self, record: Record) -> Entry:

@@ -19,7 +19,7 @@ from kawai_tools.errors import (
     Unavailable,
 )
 from kawai_tools.events import Event, FileCheck, Status, VerifyEvent
-from kawai_tools.models.claims import release_use, share_use
+from kawai_tools.models.claims import Use
 from kawai_tools.models.records import Entry, FileRecord, now
 from kawai_tools.models.store import Store
 from kawai_tools.refs import ModelRef
@@ -65,9 +65,9 @@ class _Verification:
 
     def run(self) -> None:
         """Hash and compare; a bad file does not keep the others from being looked at."""
-        lock = self.store.use_lock(self.record.path)
+        use = Use(self.store.layout, self.record.path, self.record.id)
         try:
-            share_use(self.record.id, lock)
+            use.acquire()
             self._require_still_there()
             hashed = [self._check(file) for file in self.record.files]
             problem = self._problem()
@@ -85,7 +85,7 @@ class _Verification:
             self._tell(Status.FAILED, error=Internal("kawai failed in a way it should not"))
             raise
         finally:
-            release_use(self.store.layout, self.record.path, lock)
+            use.release()
 
     def _require_still_there(self) -> None:
         """What was removed while this waited is no damage."""

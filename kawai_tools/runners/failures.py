@@ -5,7 +5,7 @@ from math import ceil
 from typing import NamedTuple
 
 from kawai_tools.errors import EngineFailed
-from kawai_tools.runners.process import State
+from kawai_tools.runners.process import Runner, State
 from kawai_tools.runners.seats import ModelState, wall_time
 
 BACK_OFF = (1.0, 5.0, 30.0)
@@ -77,3 +77,12 @@ def resting(model_id: str, failure: Failure, now: float) -> ModelState:
         expires_at=wall_time(failure.until - now),
         context_length=None,
     )
+
+
+def death(runner: Runner, error: EngineFailed) -> EngineFailed:
+    """What to say where an engine ended while it answered; ``error`` is how the one who asked it noticed."""
+    said = runner.last_words()
+    words = f"the engine {runner.problem} while it answered as {runner.wanted.id}"
+    told = EngineFailed(f"{words}: {said}" if said else words, error.hint)
+    told.died, told.retry_safe = True, error.retry_safe
+    return told

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from kawai_tools.errors import EngineFailed, InUse
+from kawai_tools.errors import EngineFailed
 from kawai_tools.files import stamp
 from kawai_tools.gguf import Header, read_header
+from kawai_tools.models.claims import Use
 from kawai_tools.models.records import Entry
 from kawai_tools.models.store import Store
 from kawai_tools.models.traits import capabilities
@@ -100,7 +101,7 @@ class Orders:
             keep_alive=run.keep_alive,
             slots=wanted.parallel,
             make=lambda changed: Runner(wanted, engine, self.place, changed),
-            acquire=lambda: self._use(record.path, record.id),
+            use=lambda: Use(layout, record.path, record.id),
             used=lambda: _touch(layout.lock(record.path)),
             advice=lambda room: _advice(need, wanted, room),
         )
@@ -120,13 +121,6 @@ class Orders:
             threads=run.threads,
             sampling=dict(run.sampling),
         )
-
-    def _use(self, path: str, model_id: str) -> Callable[[], None]:
-        """Mark a model as in use, for every process to see."""
-        lock = self.store.use_lock(path)
-        if not lock.acquire(shared=True):
-            raise InUse(f"{model_id} is being pulled or removed", "try again when that has ended")
-        return lock.release
 
 
 def _touch(lock: Path) -> None:

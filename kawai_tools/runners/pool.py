@@ -14,9 +14,10 @@ from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from kawai_tools.errors import EngineFailed, KawaiError, Loading, ServerClosing
+from kawai_tools.models.claims import Use
 from kawai_tools.runners.changes import Changes
 from kawai_tools.runners.eviction import Room, Seat, Verdict, expired, giving_way, make_room
-from kawai_tools.runners.failures import Failures, resting
+from kawai_tools.runners.failures import Failures, death, resting
 from kawai_tools.runners.process import START_PATIENCE, Runner, State
 from kawai_tools.runners.refusing import busy, no_room, too_late
 from kawai_tools.runners.seats import LONGEST, Held, ModelState, Order, Snapshot, TakenSeat, wall_time
@@ -32,7 +33,7 @@ QUEUE = 512
 FAIR = 5.0
 """Seconds that a model waits for room before others take no more requests, so that it gets its turn."""
 
-_FORCE_PATIENCE = 10.0
+_FORCE_PATIENCE, _MOMENT = 10.0, 0.02
 _LOG = logging.getLogger(__name__)
 _SELDOM = 1.0
 """Seconds between two notes on disk that a model was used."""
@@ -234,7 +235,10 @@ class Pool:
                 if verdict.room is Room.NEVER:
                     raise no_room(order, self._seats.values(), self._allowed(), self._most)
                 if verdict.room is Room.NOW:
-                    return self._take_seat(order, verdict.leaving)
+                    if (taken := self._take_seat(order, verdict.leaving)) is not None:
+                        return taken
+                    await self._within(deadline, asyncio.sleep(_MOMENT), order.id)
+                    continue  # files of the model are just getting their names
                 await self._until_changed(order, deadline, patience)
         finally:
             if self._making_way.pop(order.id, ()):
@@ -260,37 +264,38 @@ class Pool:
         if self._draining:
             raise ServerClosing("kawai is shutting down and loads no models", "try again in a moment")
 
-    def _take_seat(self, order: Order, leaving: Sequence[str]) -> TakenSeat:
-        release = order.acquire()
+    def _take_seat(self, order: Order, leaving: Sequence[str]) -> TakenSeat | None:
+        use = order.use()
+        if not use.try_acquire():
+            return None
         runner = order.make(self._stir)
         before = {self._leave(self._seats[each]) for each in leaving}
         self.events["evictions"] += len(before)
         for each in leaving:
             _LOG.info("%s makes room for %s", each, order.id)
-        loading = asyncio.create_task(self._load(order.id, runner, release, before))
+        loading = asyncio.create_task(self._load(order.id, runner, use, before))
         loading.add_done_callback(_seen)
         keep_alive = min(order.keep_alive, LONGEST)
-        seat = TakenSeat(runner, order.need, keep_alive, self._clock(), loading, release, order.used)
+        seat = TakenSeat(runner, order.need, keep_alive, self._clock(), loading, use, order.used)
         self._seats[order.id] = seat
         self._changes.note()
         if self._reaper is None:
             self._reaper = asyncio.create_task(self._reap())
         return seat
 
-    async def _load(
-        self, model_id: str, runner: Runner, release: Callable[[], None], before: set[asyncio.Task[None]]
-    ) -> None:
+    async def _load(self, model_id: str, runner: Runner, use: Use, before: set[asyncio.Task[None]]) -> None:
         """Start the child, once those have gone that make way for it."""
         try:
             if before:
                 await asyncio.wait(before)
             await runner.start()
+            use.opened()
         except BaseException as error:
             seat = self._seats.get(model_id)
             if seat is not None and seat.runner is runner:
                 del self._seats[model_id]
                 seat.gone.set()
-            release()
+            use.release()
             if isinstance(error, EngineFailed):
                 self.events["failures"] += 1
                 self._failures.did_not_load(model_id, error, runner.engine.name)
@@ -309,10 +314,7 @@ class Pool:
         await runner.look()
         if runner.pid is not None:
             return error
-        said = runner.last_words()
-        words = f"the engine {runner.problem} while it answered as {runner.wanted.id}"
-        told = EngineFailed(f"{words}: {said}" if said else words, error.hint)
-        told.died, told.retry_safe = True, error.retry_safe
+        told = death(runner, error)
         if not seat.has_died:  # many may have been asking it
             seat.has_died = True
             self.events["failures"] += 1
@@ -355,7 +357,7 @@ class Pool:
         await seat.runner.stop(at_once=seat.leases > 0)
         if self._seats.get(model_id) is seat:
             del self._seats[model_id]
-            seat.release()
+            seat.use.release()
         seat.gone.set()
         self._changes.note()
 

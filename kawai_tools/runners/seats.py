@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
+from kawai_tools.models.claims import Use
 from kawai_tools.runners.changes import Changes
 from kawai_tools.runners.eviction import Seat
 from kawai_tools.runners.process import Runner, State
@@ -49,8 +50,8 @@ class Order:
 
     ``slots`` are the requests that it answers at a time.
 
-    ``acquire`` takes what marks the model as in use, and gives what lets go of it. ``used`` notes that it was
-    used just now; it may block. ``advice`` says what of the model would fit into so many bytes.
+    ``use`` makes what marks the model as in use. ``used`` notes that it was used just now; it may block.
+    ``advice`` says what of the model would fit into so many bytes.
     """
 
     id: str
@@ -58,7 +59,7 @@ class Order:
     keep_alive: float
     slots: int
     make: Callable[[Callable[[], None]], Runner]
-    acquire: Callable[[], Callable[[], None]]
+    use: Callable[[], Use]
     used: Callable[[], None] = lambda: None
     advice: Callable[[int], str] = lambda _: "kawai models ps shows what is loaded or pinned"
 
@@ -72,7 +73,7 @@ class TakenSeat:
     keep_alive: float
     used_at: float
     loading: asyncio.Task[None]
-    release: Callable[[], None]
+    use: Use
     used: Callable[[], None]
     leases: int = 0
     abandoned: int = 0
