@@ -55,13 +55,15 @@ class Stream(msgspec.Struct, frozen=True):
     """A row that answers with events, or as its request says with a payload of the type ``payload``.
 
     What its function returns is a :class:`~kawai_tools.transfer.pulls.Feed`, or that payload: where
-    ``unless`` is a field of the request that is set, or ``when`` one that is not.
+    ``unless`` is a field of the request that is set, or ``when`` one that is not. ``many``: it tells of
+    several pulls, one after the other, and does what is still to be done when it is asked again.
     """
 
     event: type[Message]
     payload: Any = None
     unless: str | None = None
     when: str | None = None
+    many: bool = False
 
     def is_meant(self, request: "Request") -> bool:
         """Whether a request asks for events."""

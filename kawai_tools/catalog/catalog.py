@@ -140,6 +140,11 @@ class Catalog:
             memory=memory,
         )
 
+    def pins(self) -> dict[str, str]:
+        """The digests that entries pin, by the addresses of their files."""
+        files = (file for entry in self._lists.load().entries for file in entry.row.files.all)
+        return {file.url: file.sha256 for file in files if file.sha256}
+
     def ids(self) -> list[str]:
         """The ids of all entries."""
         return [entry.row.id for entry in self._lists.load().entries]

@@ -36,18 +36,25 @@ class Subscriptions:
 
     def update(self) -> list[CatalogUpdate]:
         """Ask for every one of them, some at a time; what became of each."""
+        self._lists.keeper.tidy(self._lists.subscriptions)
+        return self._ask_all(keeps=True)
+
+    def check(self) -> list[CatalogUpdate]:
+        """What an update would come to: changes nothing."""
+        return self._ask_all(keeps=False)
+
+    def _ask_all(self, *, keeps: bool) -> list[CatalogUpdate]:
         urls = self._lists.subscriptions
-        self._lists.keeper.tidy(urls)
         if not urls:
             return []
         with ThreadPoolExecutor(min(_AT_ONCE, len(urls)), "catalog") as pool:
-            return list(pool.map(self._update, urls))
+            return list(pool.map(lambda url: self._look(url, keeps=keeps), urls))
 
-    def _update(self, url: str) -> CatalogUpdate:
+    def _look(self, url: str, *, keeps: bool) -> CatalogUpdate:
         held = self._lists.keeper.read(url)
         count = self._count(held) if held else None
         try:
-            kept, entries = self._fetch(url, held, count)
+            kept, entries = self._fetch(url, held, count, keeps=keeps)
         except KawaiError as problem:
             if count is not None:
                 problem.hint = f"{problem.hint}; {_STANDS}" if problem.hint else _STANDS
@@ -62,7 +69,7 @@ class Subscriptions:
         except Malformed:
             return None
 
-    def _fetch(self, url: str, held: Kept | None, count: int | None) -> tuple[Kept, int]:
+    def _fetch(self, url: str, held: Kept | None, count: int | None, *, keeps: bool) -> tuple[Kept, int]:
         """The copy that is to be held, and its entries; ``count`` are those of a held one that is good."""
         headers = {"If-None-Match": held.etag} if held and held.etag and count is not None else {}
         source = PlainUrl(url)
@@ -77,14 +84,14 @@ class Subscriptions:
             encoding = answer.header("Content-Encoding") or "identity"
             if encoding != "identity":
                 raise BadResponse(f"{url} comes {encoding[:20]}-encoded though that was not asked for")
-            return self._take(url, held, answer)
+            return self._take(url, held, answer, keeps=keeps)
 
         return self._asker.ask(
             "GET", url, use, lambda answer: refusal(answer, source, has_token=False), headers=headers
         )
 
-    def _take(self, url: str, held: Kept | None, answer: Response) -> tuple[Kept, int]:
-        """Keep what the server sends, if it is a good catalog and no older one."""
+    def _take(self, url: str, held: Kept | None, answer: Response, *, keeps: bool) -> tuple[Kept, int]:
+        """Take what the server sends, if it is a good catalog and no older one, and perhaps keep it."""
         data = answer.read(MOST_BYTES)
         try:
             entries, _ = read_catalog(data, terms_of(self._lists, url))
@@ -107,6 +114,8 @@ class Subscriptions:
                 f"{url} serves an older copy than the one that is held",
                 f"if it is meant, remove {self._lists.keeper.path(url)} and run kawai catalog update",
             )
+        if not keeps:
+            return kept, len(entries)
         with self._lists.keeper.alone():
             meanwhile = self._lists.keeper.read(url)
             if meanwhile != held and meanwhile is not None and (count := self._count(meanwhile)) is not None:

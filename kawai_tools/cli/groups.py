@@ -22,6 +22,7 @@ LAZY = {
     "models": "Pull, list, show, verify and remove models.",
     "catalog": "Choose a model from a list, and pull it.",
     "libs": "Install, try, switch and roll back llama.cpp builds.",
+    "outdated": "Tell what has a newer version: models, llama.cpp, catalogs.",
     "pulls": "Watch or cancel the pulls of a running kawai serve.",
     "tokens": "Make and revoke the tokens of a server that asks for them.",
     "run": "Ask a model, fetching it and an engine if need be.",
@@ -35,7 +36,11 @@ LAZY = {
 }
 """The commands of the top level, each a module beside this one, with what the help says of it."""
 
-_ELSEWHERE = {"export": ("carry", "export_app"), "import": ("carry", "import_app")}
+_ELSEWHERE = {
+    "outdated": ("updates", "app"),
+    "export": ("carry", "export_app"),
+    "import": ("carry", "import_app"),
+}
 """Commands whose application is in another module, or called otherwise."""
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from kawai_tools.cli import adoption, showing
+from kawai_tools.cli import adoption, showing, updates
 from kawai_tools.cli.completion import model_ids
 from kawai_tools.cli.groups import LAZY, KawaiCommand, group
 from kawai_tools.cli.invocation import invocation
@@ -217,5 +217,7 @@ def verify(
     raise typer.Exit(stop.exit_code if stop.signal else failed)
 
 
+app.command(cls=KawaiCommand)(updates.outdated)
+app.command(cls=KawaiCommand, epilog=updates.UPDATE_EXAMPLES)(updates.update)
 app.command(cls=KawaiCommand, epilog=adoption.ADOPT_EXAMPLES)(adoption.adopt)
 app.command(cls=KawaiCommand)(adoption.scan)

@@ -49,6 +49,7 @@ An error knows its stable ``code``, its ``message`` (what happened to what), an 
     │   ├── AmbiguousFile
     │   ├── InUse
     │   ├── DifferentVersion
+    │   ├── NoUpstream
     │   ├── AlreadyServing
     │   ├── PortInUse
     │   └── HubTokenRequired

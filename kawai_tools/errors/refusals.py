@@ -189,6 +189,10 @@ class DifferentVersion(Conflict):
     """What is installed is not what is asked for."""
 
 
+class NoUpstream(Conflict):
+    """A model that came from no hub, which no hub can replace."""
+
+
 class AlreadyServing(Conflict):
     """Another server runs on this home."""
 

@@ -44,6 +44,35 @@ class Libs(msgspec.Struct, frozen=True, kw_only=True):
     installed: list[BundleRow]
 
 
+class LibsNews(msgspec.Struct, frozen=True, kw_only=True):
+    """The build that is used and the newest one; ``changed``: the newest is newer."""
+
+    processor: Processor
+    channel: str
+    current: str | None
+    latest: str | None
+    latest_error: str | None
+    changed: bool
+
+    @classmethod
+    def of(cls, libs: Libs) -> "LibsNews":
+        """What of a machine and its builds is news."""
+        return cls(
+            processor=libs.processor,
+            channel=libs.channel,
+            current=libs.current,
+            latest=libs.latest,
+            latest_error=libs.latest_error,
+            changed=_number(libs.latest) > _number(libs.current) > 0,
+        )
+
+
+def _number(version: str | None) -> int:
+    """What orders versions (``b11434``); 0 for what is none."""
+    digits = (version or "").removeprefix("b")
+    return int(digits) if digits.isdecimal() else 0
+
+
 class OfferedAsset(msgspec.Struct, frozen=True):
     """One file of a build on offer."""
 

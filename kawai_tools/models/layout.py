@@ -7,7 +7,7 @@
     models/<owner>/<repo>/.kawai/<model>.lock        held while in use; its mtime is last_used
     models/.partial/<key>/                           resumable downloads
     models/.kawai-store                              marker: this directory is a store
-    index.sqlite3   run/   logs/
+    index.sqlite3   revisions.json   run/   logs/
 """
 
 from pathlib import Path, PurePosixPath
@@ -37,6 +37,11 @@ class Layout:
     def index(self) -> Path:
         """The rebuildable index."""
         return self.data / "index.sqlite3"
+
+    @property
+    def revisions(self) -> Path:
+        """What the hub answered last of revisions; may be lost."""
+        return self.data / "revisions.json"
 
     @property
     def scan_lock(self) -> Path:

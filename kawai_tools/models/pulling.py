@@ -45,8 +45,7 @@ class Puller:
         if not plan.exists:
             self.store.prepare()
             require_space(self.store, plan)
-        pace = Pace(connections or self.pace.connections, limit_rate or self.pace.limit_rate)
-        carry = _Carry(self.store, self.hub, plan, pace)
+        carry = Carry(self.store, self.hub, plan, self.pace_of(connections, limit_rate))
         return Job(
             kind="model",
             target=plan.id,
@@ -55,6 +54,10 @@ class Puller:
             work=carry.work,
             render=carry.render,
         )
+
+    def pace_of(self, connections: int | None, limit_rate: int | None) -> Pace:
+        """The pace of one pull: what it says, else what is set."""
+        return Pace(connections or self.pace.connections, limit_rate or self.pace.limit_rate)
 
 
 def require_space(store: Store, plan: Plan) -> None:
@@ -67,10 +70,11 @@ def require_space(store: Store, plan: Plan) -> None:
         )
 
 
-class _Carry:
+class Carry:
     """One plan being carried out."""
 
     def __init__(self, store: Store, hub: Hub, plan: Plan, pace: Pace) -> None:
+        """Nothing is done yet."""
         self.store, self.hub, self.plan, self.pace = store, hub, plan, pace
         self._facts: dict[str, Facts] = {}
 
@@ -106,7 +110,7 @@ class _Carry:
             raise in_use(self.plan.id)
         try:
             self.store.finish(self.plan.path)
-            return Status.EXISTS if self._is_done_meanwhile() else self._fetch_and_install(pull)
+            return Status.EXISTS if self._is_done_meanwhile() else self.fetch_and_install(pull)
         except FileNotFoundError as error:
             # only where locks do nothing: somebody else has installed it, and cleared what we were fetching
             if self._is_done_meanwhile():
@@ -138,7 +142,8 @@ class _Carry:
             for file in self.plan.files
         )
 
-    def _fetch_and_install(self, pull: Pull) -> Status:
+    def fetch_and_install(self, pull: Pull) -> Status:
+        """Fetch beside what is here, then give it the names; the pull's lock is held."""
         directory = write_claim(self.store.layout, Claim(self.plan.id, self.plan.path))
         files = [self._as_it_is_now(file, directory) for file in self.plan.files]
         here = sum(file.size for file in self.plan.kept)
@@ -223,13 +228,13 @@ class _Carry:
 
     def _record(self, files: list[FileRecord]) -> Record:
         plan, before = self.plan, self.plan.before
-        ordered = sorted([*files, *plan.kept], key=lambda file: file.role == "projection")
+        ordered = sorted([*files, *plan.kept], key=lambda file: (file.role == "projection", file.path))
         first = next((file for file in plan.files if file.role == "weights"), None)
         earlier = before.sources if before is not None and not plan.force else []
         return Record(
             id=self.store.name(plan.path),
             files=ordered,
-            url=first.remote.url if first else (before.url if before else None),
+            url=ordered[0].url if first else (before.url if before else None),
             commit=first.remote.commit if first else (before.commit if before else None),
             sources=list(dict.fromkeys([*earlier, *plan.words])),
             installed_at=now(),

@@ -95,7 +95,8 @@ def _channel(workspace: Workspace, words: str | None = None) -> Channel:
     return _one_of(Channel, words or workspace.settings.channel, "channel") or Channel.NIGHTLY
 
 
-def _show(workspace: Workspace, request: LibsRequest) -> Libs:
+def show_libs(workspace: Workspace, request: LibsRequest) -> Libs:
+    """The machine and its builds, and the newest one as far as it can be learned."""
     wish, channel = _wish(workspace), _channel(workspace)
     bundles, problem = workspace.bundles, None
     known = workspace.newest.remembered(channel, wish)
@@ -150,12 +151,12 @@ def _available(workspace: Workspace, request: AvailableRequest) -> Available:
 def _use(workspace: Workspace, request: UseRequest) -> Libs:
     processor = _one_of(Processor, request.processor, "processor")
     workspace.bundles.use(workspace.bundles.find(request.version, processor))
-    return _show(workspace, LibsRequest(latest=False))
+    return show_libs(workspace, LibsRequest(latest=False))
 
 
 def _rollback(workspace: Workspace, _: NoRequest) -> Libs:
     workspace.bundles.rollback()
-    return _show(workspace, LibsRequest(latest=False))
+    return show_libs(workspace, LibsRequest(latest=False))
 
 
 def _remove(workspace: Workspace, request: LibsRemoveRequest) -> None:
@@ -170,7 +171,7 @@ LIBS_SHOW = Operation(
     request=LibsRequest,
     result=Payload(Libs),
     level=Level.READ,
-    run=_show,
+    run=show_libs,
     waits=True,
     summary="Show this machine, the newest build for it and the installed ones",
 )

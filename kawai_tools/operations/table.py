@@ -12,11 +12,12 @@ from kawai_tools.operations import (
     pulls,
     service,
     tokens,
+    updates,
 )
 
 OPERATIONS: tuple[Operation[Request], ...] = tuple(
     value
-    for noun in (models, adoption, pulls, libs, catalog, tokens, logs, carry, doctor, service)
+    for noun in (models, updates, adoption, pulls, libs, catalog, tokens, logs, carry, doctor, service)
     for value in vars(noun).values()
     if isinstance(value, Operation)
 )

@@ -10,6 +10,7 @@ import msgspec
 from kawai_tools.contract import Nothing, Operation, Request, Stream
 from kawai_tools.errors import UNDECODABLE, KawaiError
 from kawai_tools.remote.feed import EVENT_STREAM, RemoteFeed
+from kawai_tools.remote.many import RemotePulls
 
 if TYPE_CHECKING:
     from kawai_tools.remote.peer import Peer
@@ -28,11 +29,10 @@ def run(row: Operation[R], request: R, peer: "Peer") -> object:
 
     Raises the error that the other kawai reports, and what :meth:`Peer.ask` raises.
     """
-    answer = _send(row, request, peer)
-    if answer.status >= _ERROR:
-        with answer:
-            raise peer.reported(answer.status, _body(answer, peer))
+    answer = _answered(row, request, peer)
     if isinstance(row.result, Stream) and answer.headers.get_content_type() == EVENT_STREAM:
+        if row.result.many:
+            return RemotePulls(row.result.event, peer, answer, lambda: _answered(row, request, peer))
         return RemoteFeed(row.result.event, peer, answer)
     with answer:
         return _payload(row, peer, answer.status, _body(answer, peer))
@@ -50,6 +50,15 @@ def _send(row: Operation[R], request: R, peer: "Peer") -> "Response":
     elif rest:
         body = msgspec.json.encode(rest)
     return peer.ask(row.method, path, body, headers, patience=row.patience)
+
+
+def _answered(row: Operation[R], request: R, peer: "Peer") -> "Response":
+    """An answer that is no error."""
+    answer = _send(row, request, peer)
+    if answer.status < _ERROR:
+        return answer
+    with answer:
+        raise peer.reported(answer.status, _body(answer, peer))
 
 
 def _path(row: Operation[R], given: Mapping[str, object]) -> str:

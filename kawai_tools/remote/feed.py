@@ -30,7 +30,8 @@ _LONGEST = 1 << 24
 _ERROR = 400
 _ATTEMPTS = 9
 _ANEW = "if it was started anew, pulling again goes on with what was fetched"
-_BROKEN = (Unreachable, UpstreamTimeout, BadResponse)
+BROKEN = (Unreachable, UpstreamTimeout, BadResponse)
+"""What a connection that drops is told by."""
 
 
 class RemoteFeed:
@@ -64,13 +65,18 @@ class RemoteFeed:
         """The events of this connection; why it dropped, or ``None`` at the end of all."""
         try:
             yield from self._events()
-        except _BROKEN as error:
-            if self.pull is None or self.pull.status not in FINAL:
+        except BROKEN as error:
+            if not self._is_over:
                 return self.peer.gone(error)
         return None
 
+    @property
+    def _is_over(self) -> bool:
+        """Whether nothing more can come."""
+        return self.pull is not None and self.pull.status in FINAL
+
     def _events(self) -> Iterator[Message | None]:
-        """What this connection brings. Raises one of ``_BROKEN`` where it ends before its time."""
+        """What this connection brings. Raises one of ``BROKEN`` where it ends before its time."""
         seen: tuple[bytes, bytes] | None = None
         last: Message | None = None
         for number, data in _frames(self._answer):
@@ -85,7 +91,7 @@ class RemoteFeed:
                 self.pull = last
             self._patience.progressed()
             yield last
-            if self.pull is not None and self.pull.status in FINAL:
+            if self._is_over:
                 return
         if issubclass(self._kinds[-1], Event) and (not isinstance(last, Event) or last.status not in FINAL):
             raise Unreachable("it ended in the middle of its answer")
@@ -121,7 +127,7 @@ class RemoteFeed:
                     f"the kawai server at {self.peer.url} was started anew, and the pull ended with it",
                     "run the same command again; it goes on with what was fetched",
                 ) from error
-            except (*_BROKEN, Unavailable) as error:
+            except (*BROKEN, Unavailable) as error:
                 problem = self.peer.gone(error)
             else:
                 return

@@ -103,6 +103,10 @@ class Hub:
         """The same hub, for questions that may take this long in all."""
         return Hub(self.outbound, self.endpoint, self._asker.within(seconds))
 
+    def require_allowed(self) -> None:
+        """Raise ``Offline`` or ``HostNotAllowed`` where the hub may not be asked at all."""
+        self.outbound.egress.check_first(self._origin)
+
     def describe(self, source: HubFile | PlainUrl) -> RemoteFile:
         """Size, digest and pinned address of one file.
 
@@ -112,7 +116,7 @@ class Hub:
             return self._describe_url(source)
         url = self.endpoint + source.url_path
         for _ in range(MAX_MOVES):
-            found = self._ask("HEAD", url, source, lambda answer: self._described(source, answer))
+            found = self.ask("HEAD", url, source, lambda answer: self._described(source, answer))
             if isinstance(found, RemoteFile):
                 return found
             url = next_url(url, found)
@@ -154,7 +158,7 @@ class Hub:
             return _plain(source, answer, total if partial else answer.header("Content-Length"))
 
         url = source.url
-        return self._ask("HEAD", url, source, whole) or self._ask("GET", url, source, first, FIRST_BYTE)
+        return self.ask("HEAD", url, source, whole) or self.ask("GET", url, source, first, FIRST_BYTE)
 
     def files(self, repo: HubRepo) -> list[Listed]:
         """Every file of a revision, sorted by path."""
@@ -162,7 +166,7 @@ class Hub:
         url = f"{self.endpoint}/api/models/{repo.owner}/{repo.repo}/tree/{revision}?recursive=true"
         found: list[Listed] = []
         for _ in range(MAX_PAGES):
-            listed, link = self._ask("GET", url, repo, _page)
+            listed, link = self.ask("GET", url, repo, _page)
             found += listed
             if link is None:
                 return sorted((each for each in found if each.type == "file"), key=lambda each: each.path)
@@ -180,9 +184,9 @@ class Hub:
                 done += more
             return bytes(buffer[:done])
 
-        return self._ask("GET", file.fetch, PlainUrl(file.url), read, {"Range": f"bytes=0-{count - 1}"})
+        return self.ask("GET", file.fetch, PlainUrl(file.url), read, {"Range": f"bytes=0-{count - 1}"})
 
-    def _ask(
+    def ask(
         self,
         method: str,
         url: str,

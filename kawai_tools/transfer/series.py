@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from kawai_tools.errors import ServerClosing
 from kawai_tools.events import Event, PullEvent
 from kawai_tools.transfer.pulls import Feed, Job, Pull, Pulls
 
@@ -14,12 +15,14 @@ _GLANCE = 0.1
 class Series(Feed[Event]):
     """Work that is done job by job; each ends in its own final event, numbered as the whole is.
 
-    A job that fails keeps no other from being tried; a follower that leaves ends them all.
+    A job that fails keeps no other from being tried; where it ``belongs_to_follower``, one that leaves ends
+    them all.
     """
 
-    def __init__(self, pulls: Pulls, jobs: Sequence[Job]) -> None:
+    def __init__(self, pulls: Pulls, jobs: Sequence[Job], *, belongs_to_follower: bool = True) -> None:
         """Prepare; :meth:`start` begins."""
         super().__init__()
+        self.belongs_to_follower = belongs_to_follower
         self._pulls = pulls
         self._jobs = jobs
 
@@ -34,6 +37,8 @@ class Series(Feed[Event]):
                 if self.is_cancelled():
                     break
                 self._pass_on(self._pulls.start(job))
+        except ServerClosing:
+            pass  # what is left is not begun; whoever follows sees the end
         finally:
             self.close()
 

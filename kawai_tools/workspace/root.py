@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from kawai_tools.models.planning import Planner
     from kawai_tools.models.pulling import Puller
     from kawai_tools.models.store import Store
+    from kawai_tools.models.upstream import Comparison
     from kawai_tools.runners.engines import Engine
     from kawai_tools.runners.orders import Orders
     from kawai_tools.runners.pool import Pool
@@ -158,6 +159,13 @@ class Workspace(Outside):
         from kawai_tools.models.adopting import Adopter
 
         return Adopter(self.models, self.neighbours)
+
+    def comparison(self) -> "Comparison":
+        """A look at what the hub holds now of what is installed."""
+        from kawai_tools.models.upstream import Comparison
+        from kawai_tools.transfer.revisions import Revisions
+
+        return Comparison(Revisions(self.hub, self.layout.revisions), self.catalog.pins())
 
     @property
     def _pace(self) -> "Pace":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, Self, TypedDict, Unpack
@@ -194,3 +195,12 @@ def text_answer(status: int, text: str, kind: str = "text/plain", **headers: str
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     body = Stream.of(text.encode())
     return Answer(status, {"Content-Type": f"{kind}; charset=utf-8", **named}, body)
+
+
+def conditional(call: Call, answer: Answer) -> Answer:
+    """Answer 304 where the caller has it already; weak and strong tags count as equal (RFC 9110, 13.1.2)."""
+    etag = answer.header("ETag")
+    held = re.split(r"\s*,\s*", call.headers.get("if-none-match", "").strip())
+    if etag is None or etag.removeprefix("W/") not in {each.removeprefix("W/") for each in held}:
+        return answer
+    return Answer(304, {k: v for k, v in answer.headers.items() if k != "Content-Type"})

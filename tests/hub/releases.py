@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import threading
 import time
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from itertools import count
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlencode
 
-from .messages import Answer, Blob, Call, Stream, text_answer
+from .messages import Answer, Blob, Call, Stream, conditional, text_answer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container
@@ -173,7 +172,7 @@ class ReleaseRoutes:
             answer = self._found(call, repo, rest)
         except LookupError:
             answer = _missing()
-        return self._metered(call, _conditional(call, answer))
+        return self._metered(call, conditional(call, answer))
 
     def _metered(self, call: Call, answer: Answer) -> Answer:
         known = self._known(call)
@@ -271,15 +270,6 @@ def _json(value: object) -> Answer:
         "ETag": f'W/"{hashlib.sha256(body).hexdigest()}"',
     }
     return Answer(200, headers, Stream.of(body))
-
-
-def _conditional(call: Call, answer: Answer) -> Answer:
-    """Answer 304 where the caller has it already; weak and strong tags count as equal (RFC 9110, 13.1.2)."""
-    etag = answer.header("ETag")
-    held = re.split(r"\s*,\s*", call.headers.get("if-none-match", "").strip())
-    if etag is None or etag.removeprefix("W/") not in {each.removeprefix("W/") for each in held}:
-        return answer
-    return Answer(304, {k: v for k, v in answer.headers.items() if k != "Content-Type"})
 
 
 def _message(status: int, message: str, docs: str) -> Answer:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import html
 import json
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlencode
 
 from .cdn import disposition, file_answer
-from .messages import Answer, Call, Stream, text_answer
+from .messages import Answer, Call, Stream, conditional, text_answer
 from .repos import Commit, Entry, Repository, Token, tree_oid
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class HubRoutes:
         token = self._token(call)
         match call.segments:
             case ["api", *rest]:
-                return self._api(call, token, rest)
+                return conditional(call, self._api(call, token, rest))
             case [owner, name, "resolve" | "raw" | "blob" as verb, revision, *path] if path:
                 return self._file(
                     call, self._visible(f"{owner}/{name}", token), token, verb, revision, "/".join(path)
@@ -179,8 +180,10 @@ def _gated(name: str, *, known: bool) -> Refusal:
 
 def json_answer(value: object, headers: Mapping[str, str] | None = None) -> Answer:
     """Return a value as JSON."""
-    answer = text_answer(200, json.dumps(value), "application/json")
-    return Answer(200, {**answer.headers, **(headers or {})}, answer.body)
+    text = json.dumps(value)
+    answer = text_answer(200, text, "application/json")
+    etag = f'W/"{hashlib.sha256(text.encode()).hexdigest()[:32]}"'
+    return Answer(200, {**answer.headers, "ETag": etag, **(headers or {})}, answer.body)
 
 
 def page(title: str) -> Answer:
