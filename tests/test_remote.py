@@ -84,6 +84,11 @@ def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[There]:
         "models verify nope",
         "models rm nope",
         "models unload nope",
+        "models outdated",
+        "models update --all",
+        "models update nope",
+        "models update --all --dry-run",
+        "outdated",
         "models load nope",
         f"models pull {REPO}",
         f"models pull {REPO} --dry-run",
@@ -428,6 +433,18 @@ def test_what_speaks_otherwise_is_6(kawai: Program, said: bytes) -> None:
 # Dropped connections
 
 
+def _request(client: socket.socket) -> bytes:
+    """A whole request, with its body."""
+    got = b""
+    while b"\r\n\r\n" not in got:
+        got += client.recv(65_536)
+    head, _, body = got.partition(b"\r\n\r\n")
+    length = re.search(rb"(?i)content-length: (\d+)", head)
+    while len(body) < int(length[1] if length else 0):
+        body += client.recv(65_536)
+    return head + b"\r\n\r\n" + body
+
+
 class Relay:
     """Passes bytes on to a server, and drops connections on command."""
 
@@ -449,7 +466,7 @@ class Relay:
 
     def _pass(self, client: socket.socket) -> None:
         with contextlib.suppress(OSError), client, socket.create_connection(self._target) as server:
-            head = client.recv(65_536)
+            head = _request(client)
             self.heads.append(head)
             head = head.replace(self.url[7:].encode(), "{}:{}".format(*self._target).encode())
             left = self.drops_at.pop(0) if self.drops_at else None

@@ -117,6 +117,7 @@ def changes_of(token_id: str, pull: str) -> dict[str, tuple[str, str, object]]:
         "models.pull": ("/v1/models/pull", {"model_url": "me/other-GGUF"}),
         "models.rm": (f"/v1/models/{MODEL}", None),
         "models.verify": ("/v1/models/verify", None),
+        "models.update": ("/v1/models/update", None),
         "pulls.cancel": (f"/v1/pulls/{pull}", None),
         "libs.pull": ("/v1/libs/pull", None),
         "libs.use": ("/v1/libs/use", {"version": "b1"}),

@@ -97,6 +97,9 @@ KINDS: dict[str, Kind] = {
         "BYTES",
         "1K",
     ),
+    "delay": Kind(
+        lambda text: Fault.delay(float(text)), "answer rightly, so many seconds later", "SECONDS", "0.1"
+    ),
     "flip": Kind(
         lambda text: Fault.flip(amount(text)), "change a byte of the file at this place", "PLACE", "50%"
     ),

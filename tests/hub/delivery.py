@@ -44,6 +44,7 @@ class Delivery:
         client that has seen the whole answer also finds it recorded. Raises OSError where the client is gone.
         """
         manner = self._manner
+        time.sleep(manner.delay)
         if manner.limit == BEFORE_HEAD:
             self._stop_short()
             return False

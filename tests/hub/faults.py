@@ -56,6 +56,11 @@ class Fault:
         return Fault("status", lambda _: answer, **where)
 
     @staticmethod
+    def delay(seconds: float, **where: Unpack[Where]) -> Fault:
+        """Answer rightly, and so much later: a hub that is far away."""
+        return Fault("delay", lambda ex: ex.respond(ex.call).delivered(delay=seconds), **where)
+
+    @staticmethod
     def refuse(seconds: float, **where: Unpack[Where]) -> Fault:
         """Reset the connection without an answer and refuse new ones for a while."""
 

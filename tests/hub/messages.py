@@ -132,6 +132,7 @@ class Ways(TypedDict, total=False):
     """The fields of `Manner`, for `Answer.delivered`."""
 
     framing: Framing
+    delay: float
     claim: int | None
     cut_at: int | None
     reset: bool
@@ -145,12 +146,14 @@ class Ways(TypedDict, total=False):
 class Manner:
     """How an answer travels: as it should, or as a fault wants it.
 
-    `claim` is the Content-Length to state instead of the true one. At `cut_at` body bytes the connection is
-    closed (`reset`: by RST); at `silent_at` nothing more comes. From `pause_after` on, each byte is preceded
-    by `pause` seconds. `then` is called when the answer has ended.
+    The head comes `delay` seconds late. `claim` is the Content-Length to state instead of the true one.
+    At `cut_at` body bytes the connection is closed (`reset`: by RST); at `silent_at` nothing more comes.
+    From `pause_after` on, each byte is preceded by `pause` seconds. `then` is called when the answer has
+    ended.
     """
 
     framing: Framing = "length"
+    delay: float = 0.0
     claim: int | None = None
     cut_at: int | None = None
     reset: bool = False
