@@ -1,5 +1,7 @@
 """Fixtures are factories of real parts: a hub, a program, a daemon, a workspace, the real model."""
 
+import shutil
+import subprocess
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -52,3 +54,14 @@ def workspaces(tmp_path: Path, hub: LocalHub) -> Iterator[Workspaces]:
     made = Workspaces(tmp_path / "kawai", hub.endpoint)
     yield made
     made.close()
+
+
+@pytest.fixture
+def strace() -> list[str]:
+    """The command that runs another under strace, to which expressions are added."""
+    if shutil.which("strace") is None:
+        pytest.skip("strace is not installed (Debian: apt-get install strace)")
+    probe = subprocess.run(["strace", "-f", "-o", "/dev/null", "true"], capture_output=True, check=False)
+    if probe.returncode:
+        pytest.skip(f"strace cannot trace here: {probe.stderr.decode().strip()}")
+    return ["strace", "-f", "-qq", "-o", "/dev/null"]

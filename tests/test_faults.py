@@ -147,17 +147,6 @@ def test_a_pull_killed_half_way_fetches_only_what_was_not_noted(hub: LocalHub, c
     assert final_files(store_of(cli)) == {"o/r/m.gguf": sha256(data)}
 
 
-@pytest.fixture
-def strace() -> list[str]:
-    """The command that runs another under strace, to which expressions are added."""
-    if shutil.which("strace") is None:
-        pytest.skip("strace is not installed (Debian: apt-get install strace)")
-    probe = subprocess.run(["strace", "-f", "-o", "/dev/null", "true"], capture_output=True, check=False)
-    if probe.returncode:
-        pytest.skip(f"strace cannot trace here: {probe.stderr.decode().strip()}")
-    return ["strace", "-f", "-qq", "-o", "/dev/null"]
-
-
 CALLS = (
     "rename",
     "fsync",

@@ -236,17 +236,6 @@ def test_an_upgrade_killed_at_ten_random_moments_leaves_an_active_build_that_wor
         assert not list(layout_of(libs).partials.iterdir())
 
 
-@pytest.fixture
-def strace() -> list[str]:
-    """The command that runs another under strace, to which expressions are added."""
-    if shutil.which("strace") is None:
-        pytest.skip("strace is not installed (Debian: apt-get install strace)")
-    tried = subprocess.run(["strace", "-f", "-o", "/dev/null", "true"], capture_output=True, check=False)
-    if tried.returncode:
-        pytest.skip(f"strace cannot trace here: {tried.stderr.decode().strip()}")
-    return ["strace", "-f", "-qq", "-o", "/dev/null"]
-
-
 def times_called(program: Program, call: str, *args: str) -> int:
     """How often the thread that makes the call most often makes it; strace counts by thread."""
     log = program.home / "calls"

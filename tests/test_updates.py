@@ -3,9 +3,12 @@
 import contextlib
 import json
 import random
+import shutil
+import signal
 import struct
 import time
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -23,7 +26,7 @@ from tests.hub import Fault, LocalHub
 from tests.inference import soon
 from tests.program import Daemon, Program, serving
 from tests.samples import entry, tiny_gguf
-from tests.test_faults import big_gguf, final_files, kill_after, sha256, store_of
+from tests.test_faults import big_gguf, final_files, kill_after, run, sha256, store_of
 from tests.test_remote import Relay
 from tests.workspaces import Workspaces, pull
 
@@ -471,6 +474,47 @@ def test_a_kill_at_fifty_random_moments_leaves_a_model_that_verifies_and_answers
     assert answered == set(files)
     assert ends(update(workspaces())) in ({"m": (Status.DOWNLOADED, None)}, {"m": (Status.EXISTS, None)})
     assert list((store_of(cli) / ".partial").iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("call", ["rename", "unlink,unlinkat", "write"])
+def test_an_update_of_what_is_loaded_killed_at_any_system_call_is_gone_on_with(
+    call: str, strace: list[str], hub: LocalHub, cli: Program, workspaces: Workspaces
+) -> None:
+    """Two shards change: whoever opens files by their names never meets one old and one new."""
+    home, prepared = workspaces.home, workspaces.home.with_name("prepared")
+    sets = []
+    for name in ("old", "new"):
+        shards = [tiny_gguf(split=(number, 2), extra={"padding": name}) for number in range(2)]
+        sets.append({f"o/r/m-0000{at + 1}-of-00002.gguf": sha256(data) for at, data in enumerate(shards)})
+        for at, data in enumerate(shards):
+            hub.add_file("o/r", f"m-0000{at + 1}-of-00002.gguf", data)
+        if name == "old":
+            pull(workspaces(), "o/r")
+    home.rename(prepared)
+    for number in count(1):
+        shutil.rmtree(home, ignore_errors=True)
+        shutil.copytree(prepared, home)
+        loaded = Use(workspaces().layout, "o/r/m", "m")
+        loaded.acquire()
+        loaded.opened()
+        inject = ["-e", f"trace={call}", "-e", f"inject={call}:signal=KILL:when={number}"]
+        ended = run(cli, "models", "update", "m", under=[*strace, *inject])
+        if ended.code == 0:
+            loaded.release()
+            break
+        assert ended.code == -signal.SIGKILL, (number, ended)
+        another = Use(workspaces().layout, "o/r/m", "m")
+        half = not another.try_acquire()
+        assert half or final_files(home / "models") in sets, number
+        another.release()
+        assert [row.validated for row in workspaces().models.rows()] == [True], number
+        assert final_files(home / "models") in sets, number
+        assert another.try_acquire(), number
+        another.release()
+        loaded.release()
+        assert ends(update(workspaces()))["m"][1] is None
+        assert final_files(home / "models") == sets[1], number
 
 
 def test_a_connection_to_a_server_that_drops_loses_no_model(

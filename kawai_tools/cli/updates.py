@@ -117,7 +117,8 @@ def _say_rest(output: Output, rows: "list[OutdatedRow]") -> None:
         output.note("no installed model came from a hub")
     elif changed:
         output.note(
-            f"{changed} of {len(rows)} models from a hub were replaced there; kawai models update gets them"
+            f"{changed} of {len(rows)} models from a hub were replaced there; "
+            "kawai models update --all takes what is there now"
         )
     elif current:
         output.note(f"{current} of {len(rows)} models from a hub are as it has them")
@@ -205,6 +206,7 @@ def _ended(this: Invocation, event: "Event", tells_all: bool) -> int:
     if not isinstance(event, ModelPullEvent):
         return 0
     if event.error is not None:
+        this.output.result(f"{event.id} could not be updated")
         if not this.output.json:
             this.output.error(event.error)
         return from_info(event.error).exit_code
