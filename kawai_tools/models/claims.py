@@ -17,7 +17,7 @@ class Claim(msgspec.Struct, frozen=True):
 
     Once all of it is verified ``installing`` is what the model will be, ``sources`` are the names that its
     new files have there, by their paths in the store, and ``dropping`` the files that are no part of it any
-    more.
+    more. With ``removing`` the model is being removed.
     """
 
     id: str
@@ -25,6 +25,7 @@ class Claim(msgspec.Struct, frozen=True):
     installing: Record | None = None
     sources: dict[str, str] = {}
     dropping: list[str] = []
+    removing: bool = False
 
 
 _CLAIM = msgspec.json.Decoder(

@@ -1,5 +1,6 @@
 """Carries out a plan: reserves the disk, fetches, checks and installs."""
 
+import contextlib
 import errno
 import os
 from dataclasses import replace
@@ -7,7 +8,15 @@ from pathlib import Path
 
 import msgspec
 
-from kawai_tools.errors import Conflict, IncompleteModel, KawaiError, NoSpace, NotAModel, NotFound
+from kawai_tools.errors import (
+    Conflict,
+    IncompleteModel,
+    KawaiError,
+    ModelNotFound,
+    NoSpace,
+    NotAModel,
+    NotFound,
+)
 from kawai_tools.events import ModelPullEvent, Progress, Status
 from kawai_tools.files import free_space, storage_errors
 from kawai_tools.gguf import Header, read_header_fd, sniff
@@ -117,10 +126,13 @@ class _Carry:
         record = self.plan.before
         words = [each for each in self.plan.words if record is not None and each not in record.sources]
         if record is not None and words and record.url is not None:
-            entry = self.store.index.by_path(record.path)
-            if entry is not None and entry.record == record:
-                sources = [*record.sources, *words]
-                self.store.record(msgspec.structs.replace(record, sources=sources))
+            sources = [*record.sources, *words]
+
+            def change(known: Record) -> Record:
+                return msgspec.structs.replace(known, sources=sources) if known == record else known
+
+            with contextlib.suppress(ModelNotFound):  # removed since the plan was made
+                self.store.amend(record.path, change)
 
     def _is_done_meanwhile(self) -> bool:
         """Whether another process has just installed what is asked for."""
