@@ -92,13 +92,16 @@ def test_models_of_the_home_that_is_typed(stocked: Program, tmp_path: Path) -> N
                 "config",
                 "export",
                 "import",
+                "df",
+                "prune",
             },
         ),
         ("kawai m", {"models"}),
         ("kawai e", {"export"}),
         (
             "kawai models ",
-            {"list", "show", "pull", "ps", "index", "rm", "verify", "load", "unload"} | {"adopt", "scan"},
+            {"list", "show", "pull", "ps", "index", "rm", "verify", "load", "unload"}
+            | {"adopt", "scan", "protect", "unprotect"},
         ),
         ("kawai models l", {"list", "load"}),
         ("kawai pulls ", {"list", "attach", "cancel"}),

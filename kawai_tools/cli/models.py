@@ -189,6 +189,26 @@ def rm(
 
 
 @app.command(cls=KawaiCommand)
+def protect(context: typer.Context, model: Model) -> None:
+    """Keep kawai prune off a model, for good. models rm removes it all the same."""
+    from kawai_tools.operations.models import MODELS_PROTECT, ModelRequest  # noqa: PLC0415
+
+    this = invocation(context)
+    run(this, MODELS_PROTECT, ModelRequest(model))
+    this.output.note(f"kawai prune leaves {model} alone from now on")
+
+
+@app.command(cls=KawaiCommand)
+def unprotect(context: typer.Context, model: Model) -> None:
+    """Let kawai prune take a model again."""
+    from kawai_tools.operations.models import MODELS_UNPROTECT, ModelRequest  # noqa: PLC0415
+
+    this = invocation(context)
+    run(this, MODELS_UNPROTECT, ModelRequest(model))
+    this.output.note(f"{model} is protected no more")
+
+
+@app.command(cls=KawaiCommand)
 def verify(
     context: typer.Context,
     model: Annotated[

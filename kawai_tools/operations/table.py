@@ -11,12 +11,13 @@ from kawai_tools.operations import (
     models,
     pulls,
     service,
+    storage,
     tokens,
 )
 
 OPERATIONS: tuple[Operation[Request], ...] = tuple(
     value
-    for noun in (models, adoption, pulls, libs, catalog, tokens, logs, carry, doctor, service)
+    for noun in (models, adoption, pulls, libs, catalog, tokens, logs, carry, storage, doctor, service)
     for value in vars(noun).values()
     if isinstance(value, Operation)
 )
