@@ -174,7 +174,7 @@ def rm(
     model: Model,
     force: Annotated[bool, typer.Option("--force", help="End what uses the model first.")] = False,
 ) -> None:
-    """Remove an installed or partly pulled model. Does not ask."""
+    """Remove an installed or partly pulled model, also a protected one. Does not ask."""
     from kawai_tools.operations.models import MODELS_REMOVE, RemoveRequest  # noqa: PLC0415
 
     this = invocation(context)

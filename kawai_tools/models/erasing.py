@@ -7,19 +7,38 @@ store next does so. A disk that is full takes no note, and must not keep anybody
 import contextlib
 import shutil
 
-from kawai_tools.errors import HomeNotWritable, NoSpace
+from kawai_tools.errors import HomeNotWritable, KawaiError, NoSpace
 from kawai_tools.files import storage_errors
-from kawai_tools.models.claims import Claim, write_claim
+from kawai_tools.models.claims import Claim, read_claim, write_claim
 from kawai_tools.models.index import Index
 from kawai_tools.models.layout import Layout
 from kawai_tools.models.records import Record
 
 
 def erase(layout: Layout, index: Index, record: Record) -> None:
-    """Remove a model and what was fetched of it; both its locks are held. Raises ``HomeNotWritable``."""
+    """Remove a model and what was fetched of it; both its locks are held. Raises ``HomeNotWritable``.
+
+    One that fails is no removal that was cut off: it is for whoever asked for it to try again.
+    """
+    before = read_claim(layout.partial(record.path))
     with contextlib.suppress(HomeNotWritable, NoSpace):
         write_claim(layout, Claim(record.id, record.path, removing=True))
-    carry_on(layout, index, record.path)
+    try:
+        carry_on(layout, index, record.path)
+    except (KawaiError, OSError):
+        _take_back(layout, record, before)
+        raise
+
+
+def _take_back(layout: Layout, record: Record, before: Claim | None) -> None:
+    """Note what was noted before."""
+    directory = layout.partial(record.path)
+    with contextlib.suppress(HomeNotWritable, NoSpace, OSError):
+        if before is not None:
+            write_claim(layout, before)
+        else:
+            (directory / "claim.json").unlink(missing_ok=True)
+            directory.rmdir()
 
 
 def carry_on(layout: Layout, index: Index, path: str) -> None:

@@ -77,11 +77,14 @@ def _cut_off(store: Store, freed: Freed) -> Iterator[Find]:
         others = {
             file.path for each in entries if each.record.path != claim.path for file in each.record.files
         }
-        for path in map(store.layout.file, sorted(_going(store, claim) - others)):
-            if path.is_file() or path.is_symlink():
-                what = "removal" if claim.removing else "replacement"
-                reason = f"a file of {claim.id}, whose {what} was cut off"
-                yield _file(path, reason, freed, partial(_finish, store, claim))
+        paths = map(store.layout.file, sorted(_going(store, claim) - others))
+        there = [path for path in paths if path.is_file() or path.is_symlink()]
+        if claim.removing and not there:
+            there = [store.layout.partial(claim.path) / "claim.json"]
+        for path in there:
+            what = "removal" if claim.removing else "replacement"
+            reason = f"a file of {claim.id}, whose {what} was cut off"
+            yield _file(path, reason, freed, partial(_finish, store, claim))
 
 
 def _going(store: Store, claim: Claim) -> set[str]:

@@ -88,7 +88,7 @@ class Models:
         used = self._used[entry.record.path] is not None
         words = f"not used for {age}" if used else f"never used, installed {age} ago"
         record = entry.record
-        return words if record.url or record.sources else f"{words}; it has no source to be pulled from again"
+        return words if record.url or record.sources else f"{words} (no source to pull it from)"
 
     def _remove(self, entry: Entry, used: datetime | None) -> str | None:
         def objection(known: Entry, used_now: datetime | None) -> str | None:
