@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -236,6 +237,8 @@ def add_strange(house: House) -> None:
     """What others put there, and what nobody can tell to be kawai's."""
     house.drop("acme/Dropped/Dropped-00001-of-00002.gguf", split=(0, 2))
     house.drop("acme/Dropped/Alone-Q8_0.gguf")
+    house.lock("acme/Dropped/Alone-Q8_0").parent.mkdir()
+    house.lock("acme/Dropped/Alone-Q8_0").touch()  # its provenance is lost, and nobody has looked yet
     for path in ("acme/Old/notes.txt", ".partial/README", ".partial/mine/x.gguf"):
         (house.store / path).parent.mkdir(exist_ok=True)
         (house.store / path).write_text("mine")
@@ -646,7 +649,9 @@ STEPS = {"os.remove", "os.rmdir", "os.rename", "os.mkdir", "sqlite3.connect", "s
 
 def killed_at(step: int, work: Callable[[], object]) -> bool:
     """Do some work in a process of its own that is killed before its n-th step; whether it was."""
-    pid = os.fork()
+    with warnings.catch_warnings():  # the child starts no threads, and takes no lock of those that there are
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
     if pid == 0:
         done = count(1)
 
@@ -814,6 +819,16 @@ def test_what_else_goes_makes_room_first(cramped: House) -> None:
     assert list(both) == ["model M0-F32", "model M1-F32"], "the first of them is enough"
 
 
+def test_more_room_than_was_reckoned_with_spares_the_next(cramped: House) -> None:
+    directory = write_claim(cramped.workspace.layout, Claim("M0-F32", "acme/M0/M0-F32"))
+    (directory / "M0-F32.gguf.abc.partial").write_bytes(bytes(7 * MIB))  # goes with the model
+    done = cramped.prune(keep_space=str(free(cramped.home) + 12 * MIB))
+    assert {row.id: (row.removed, row.reason) for row in done.values() if row.id != "M1-F32"} == {
+        "M0-F32": (True, "not used for 50 days (no source to pull it from)"),
+        "M2-F32": (False, "no more room is wanted"),
+    }
+
+
 def test_room_that_came_meanwhile_spares_what_was_shown(cramped: House) -> None:
     filler = cramped.root / "filler"
     filler.write_bytes(bytes(8 * MIB))
@@ -896,6 +911,10 @@ def test_protection_outlives_the_index_and_ends_when_told(tmp_path: Path) -> Non
     house.workspace.models.reindex()
     assert protected(house, "Late-Q8_0")
     (house.store / "acme/Late/.kawai/Late-Q8_0.json").write_text("{")
+    house.workspace.models.reindex()
+    assert protected(house, "Late-Q8_0")
+    (house.store / "acme/Late/.kawai/Late-Q8_0.json").write_text("{")
+    house.drop("acme/Late/Late-Q8_0.gguf", name="yet another one")
     house.workspace.models.reindex()
     assert protected(house, "Late-Q8_0")
     assert house.program("models", "unprotect", "Late-Q8_0").code == 0

@@ -69,7 +69,7 @@ def require_space(store: Store, plan: Plan) -> None:
     if plan.needed > free:
         raise NoSpace(
             f"{plan.id} needs {plan.needed:,} more bytes of disk, and {store.layout.store} has {free:,} free",
-            "remove a model (kawai models rm), or keep models on another disk (--home, KAWAI_HOME)",
+            "make room (kawai prune), or keep models on another disk (--home, KAWAI_HOME)",
         )
 
 

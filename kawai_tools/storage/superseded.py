@@ -140,12 +140,13 @@ def _copies(lists: Lists, freed: Freed) -> Iterator[Find]:
 
 def _locks(layout: Layout, folder: Path, known: set[str]) -> Iterator[Find]:
     """Lock files of models that are not there."""
+    prefix = f"{folder.parent.relative_to(layout.store)}/".removeprefix("./")
     for path in sorted(folder.glob("*.lock")):
-        model = str(folder.parent.joinpath(path.stem).relative_to(layout.store))
-        lock = Lock(path)
-        named = any(each.name.startswith(path.stem) for each in folder.parent.iterdir())
-        if model in known or named or layout.provenance(model).exists() or not lock.is_free():
+        model, lock = f"{prefix}{path.stem}", Lock(path)
+        if model in known or layout.provenance(model).exists() or not lock.is_free():
             continue
+        if any(each.name.startswith(path.stem) for each in folder.parent.iterdir()):
+            continue  # somebody has put it there, and nobody has looked yet
 
         def remove(model: str = model, lock: Lock = lock) -> None:
             if not lock.acquire():
