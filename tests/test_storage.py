@@ -587,6 +587,16 @@ def test_a_build_that_was_switched_to_meanwhile_stays(house: House) -> None:
         assert house.place("b1").is_dir()
 
 
+def test_the_active_build_stays_where_its_replacement_was_cut_off(house: House) -> None:
+    place = house.place("b3")
+    place.rename(place.with_name(".b3.replaced.0123abcd"))
+    done = house.prune(partials=True, builds=True)
+    assert not any("b3" in name for name in done)
+    current = house.workspace.bundles.current()  # whoever looks next puts it back
+    assert current is not None
+    assert (current.version, (place / "llama-server").stat().st_size) == ("b3", 10_000)
+
+
 def test_a_download_that_is_gone_on_with_stays(house: House) -> None:
     layout = house.workspace.layout
     (find,) = (each for each in house.workspace.pruner.find(Wish(partials=True)) if each.id == "Begun-Q8_0")
