@@ -95,10 +95,18 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o644, durable: boo
 
 def clear_left_behind(folder: Path) -> None:
     """Remove what writers of state files that were killed have left in a folder."""
-    for left in folder.glob(".*.partial"):
-        found = re.fullmatch(r"\.([0-9]{1,9})\.[0-9a-f]{16}\.partial", left.name)
-        if found and not is_running(int(found[1])):
-            left.unlink(missing_ok=True)
+    for left in left_behind(folder):
+        left.unlink(missing_ok=True)
+
+
+def left_behind(folder: Path) -> list[Path]:
+    """What writers of state files that were killed have left in a folder."""
+    return [each for each in folder.glob(".*.partial") if _was_left(each.name)]
+
+
+def _was_left(name: str) -> bool:
+    found = re.fullmatch(r"\.([0-9]{1,9})\.[0-9a-f]{16}\.partial", name)
+    return found is not None and not is_running(int(found[1]))
 
 
 def is_running(pid: int) -> bool:
@@ -185,6 +193,15 @@ def reserve(fd: int, size: int) -> None:
         os.ftruncate(fd, size)
 
 
+def flock_is_free(fd: int) -> bool:
+    """Whether nobody else holds the lock of an open file; it is let go of when the file is closed."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
 class Lock:
     """A lock file, held shared or exclusively until closed; never waits.
 
@@ -214,6 +231,19 @@ class Lock:
                 else:
                     os.close(fd)
             return True
+
+    def is_free(self) -> bool:
+        """Whether it could be taken, for oneself; nothing is made, and a holder of a moment counts as one."""
+        try:
+            fd = os.open(self.path, os.O_RDONLY | _SAFELY)
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+        try:
+            return flock_is_free(fd)
+        finally:
+            os.close(fd)
 
     def _open(self, *, shared: bool) -> int:
         """Open the file, made if need be; shared also where it may only be read."""

@@ -35,6 +35,7 @@ from kawai_tools.errors import (
     Unavailable,
 )
 from kawai_tools.files import Lock, clear_left_behind, make_directory, write_atomically
+from kawai_tools.values import parse_duration
 
 Role = Literal["user", "admin"]
 
@@ -51,7 +52,6 @@ GLANCE = 0.05
 MOST_TOKENS, MOST_NAME = 1_000, 100
 LONGEST = timedelta(days=3653)
 _ID = re.compile(r"[0-9a-f]{1,12}")
-_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _LOCK_PATIENCE, _TICK = 10.0, 0.01
 
 
@@ -309,13 +309,12 @@ def now() -> datetime:
 
 def parse_lifetime(text: str) -> timedelta:
     """``30d``, ``12h``, ``90m``, ``4w``. Raises ``InvalidRequest``."""
-    match = re.fullmatch(r"([0-9]{1,6})\s*([mhdw])", text.strip().lower())
-    lifetime = timedelta(**{_UNITS[match[2]]: int(match[1])}) if match else timedelta(0)
-    if not timedelta(0) < lifetime <= LONGEST:
-        raise InvalidRequest(
-            f"expires cannot be {text[:40]!r}", "give minutes, hours, days or weeks: 90m, 12h, 30d, 4w"
-        )
-    return lifetime
+    with contextlib.suppress(ValueError):
+        if (lifetime := parse_duration(text)) <= LONGEST:
+            return lifetime
+    raise InvalidRequest(
+        f"expires cannot be {text[:40]!r}", "give minutes, hours, days or weeks: 90m, 12h, 30d, 4w"
+    )
 
 
 def write_secret(path: Path, token: str) -> None:

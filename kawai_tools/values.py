@@ -5,6 +5,7 @@ Each function raises ``ValueError`` with what is wanted, for a message to go on 
 
 import re
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple, cast
 from urllib.parse import urlsplit
@@ -36,6 +37,17 @@ def parse_rate(text: str) -> int:
     if size < 1:
         raise ValueError("a rate above zero such as 20M")
     return size
+
+
+_TIMES = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+def parse_duration(text: str) -> timedelta:
+    """A time above zero from ``90m``, ``12h``, ``30d`` or ``4w``."""
+    match = re.fullmatch(r"([0-9]{1,6})\s*([mhdw])", text.strip().lower())
+    if match is None or not int(match[1]):
+        raise ValueError("a time such as 90m, 12h, 30d or 4w")
+    return timedelta(**{_TIMES[match[2]]: int(match[1])})
 
 
 def parse_bool(text: str) -> bool:

@@ -1244,7 +1244,8 @@ def test_a_pull_id_is_carried_as_it_is_typed(cli: Program, daemon: Daemon, words
 def test_rows_without_an_answer_are_204(server: Server_) -> None:
     rows = [row for row in OPERATIONS if isinstance(row.result, Nothing)]
     assert {row.name for row in rows} == {
-        *("models.index", "models.rm", "models.unload", "pulls.cancel", "libs.rm", "tokens.revoke")
+        *("models.index", "models.rm", "models.unload", "pulls.cancel", "libs.rm", "tokens.revoke"),
+        *("models.protect", "models.unprotect"),
     }
     reply = server.daemon.ask("POST", "/v1/models/index")
     assert (reply.status, reply.body) == (204, b"")

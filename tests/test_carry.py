@@ -439,7 +439,7 @@ def test_an_export_that_is_cancelled_leaves_what_it_has(tmp_path: Path) -> None:
     record = workspace.models.find(parse_model("Big-F32")).record
     digest = hashlib.sha256(place.read_bytes()).hexdigest()
     files = [msgspec.structs.replace(record.files[0], sha256=digest)]
-    workspace.models.record(msgspec.structs.replace(record, files=files))
+    workspace.models.amend(record.path, lambda known: msgspec.structs.replace(known, files=files))
     cancelled = Pull(workspace.exporter.job(str(made), [], libs=False, pipe=-1))
     cancelled.cancel()
     assert _ended(cancelled.start()).status == "cancelled"

@@ -93,6 +93,8 @@ def test_models_of_the_home_that_is_typed(stocked: Program, tmp_path: Path) -> N
                 "export",
                 "import",
                 "outdated",
+                "df",
+                "prune",
             },
         ),
         ("kawai m", {"models"}),
@@ -100,7 +102,7 @@ def test_models_of_the_home_that_is_typed(stocked: Program, tmp_path: Path) -> N
         (
             "kawai models ",
             {"list", "show", "pull", "ps", "index", "rm", "verify", "load", "unload"}
-            | {"adopt", "scan", "outdated", "update"},
+            | {"adopt", "scan", "outdated", "update", "protect", "unprotect"},
         ),
         ("kawai models l", {"list", "load"}),
         ("kawai pulls ", {"list", "attach", "cancel"}),

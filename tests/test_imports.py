@@ -75,7 +75,15 @@ def test_a_list_loads_nothing_heavy(kawai: Program, more: tuple[str, ...]) -> No
 
 @pytest.mark.parametrize(
     "args",
-    [("models", "list"), ("models", "list", "--json"), ("models", "show", "Tiny-Q8_0"), ("models", "index")],
+    [
+        ("models", "list"),
+        ("models", "list", "--json"),
+        ("models", "show", "Tiny-Q8_0"),
+        ("models", "index"),
+        ("models", "protect", "Tiny-Q8_0"),
+        ("df",),
+        ("prune", "--unused-for", "30d", "--yes"),
+    ],
 )
 def test_what_needs_no_network_loads_none(kawai: Program, args: tuple[str, ...]) -> None:
     _store(kawai)

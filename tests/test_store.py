@@ -794,6 +794,7 @@ class TestPayloads:
             "projection": True,
             "shards": 1,
             "last_used": None,
+            "protected": False,
         }
         assert list(row.items()) == list(expected.items())
         commit = shown.json["provenance"]["commit"]

@@ -115,6 +115,8 @@ def changes_of(token_id: str, pull: str) -> dict[str, tuple[str, str, object]]:
         "models.load": ("/v1/models/load", {"model": MODEL}),
         "models.unload": ("/v1/models/unload", {"model": MODEL}),
         "models.pull": ("/v1/models/pull", {"model_url": "me/other-GGUF"}),
+        "models.protect": ("/v1/models/protect", {"model": MODEL}),
+        "models.unprotect": ("/v1/models/unprotect", {"model": MODEL}),
         "models.rm": (f"/v1/models/{MODEL}", None),
         "models.verify": ("/v1/models/verify", None),
         "models.update": ("/v1/models/update", None),

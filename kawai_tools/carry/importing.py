@@ -143,7 +143,7 @@ class _Import:
         if needed > free:
             raise NoSpace(
                 f"the import needs {needed:,} more bytes of disk, and there are {free:,} free",
-                "remove a model (kawai models rm), or keep kawai's home on another disk (--home, KAWAI_HOME)",
+                "make room (kawai prune), or keep kawai's home on another disk (--home, KAWAI_HOME)",
             )
 
     def _take_all(self, work: "_Work") -> None:

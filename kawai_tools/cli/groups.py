@@ -32,6 +32,8 @@ LAZY = {
     "doctor": "Say what works, what does not, and what to do.",
     "export": "Write models and builds into one file, for a machine without network.",
     "import": "Install the models and builds that kawai export has written.",
+    "df": "Show what kawai takes of the disk, and what is free.",
+    "prune": "Give disk space back: broken-off downloads, old builds, unused models.",
     "config": "Show the settings and where they come from.",
 }
 """The commands of the top level, each a module beside this one, with what the help says of it."""
@@ -40,6 +42,8 @@ _ELSEWHERE = {
     "outdated": ("updates", "app"),
     "export": ("carry", "export_app"),
     "import": ("carry", "import_app"),
+    "df": ("storage", "df_app"),
+    "prune": ("storage", "prune_app"),
 }
 """Commands whose application is in another module, or called otherwise."""
 

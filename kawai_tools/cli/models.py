@@ -174,7 +174,7 @@ def rm(
     model: Model,
     force: Annotated[bool, typer.Option("--force", help="End what uses the model first.")] = False,
 ) -> None:
-    """Remove an installed or partly pulled model. Does not ask."""
+    """Remove an installed or partly pulled model, also a protected one. Does not ask."""
     from kawai_tools.operations.models import MODELS_REMOVE, RemoveRequest  # noqa: PLC0415
 
     this = invocation(context)
@@ -186,6 +186,26 @@ def rm(
             raise
         ask(this, MODELS_REMOVE, request)  # what uses it can only be ended by its owner
     this.output.note(f"removed {model}")
+
+
+@app.command(cls=KawaiCommand)
+def protect(context: typer.Context, model: Model) -> None:
+    """Keep kawai prune off a model, for good. models rm removes it all the same."""
+    from kawai_tools.operations.models import MODELS_PROTECT, ModelRequest  # noqa: PLC0415
+
+    this = invocation(context)
+    run(this, MODELS_PROTECT, ModelRequest(model))
+    this.output.note(f"kawai prune leaves {model} alone from now on")
+
+
+@app.command(cls=KawaiCommand)
+def unprotect(context: typer.Context, model: Model) -> None:
+    """Let kawai prune take a model again."""
+    from kawai_tools.operations.models import MODELS_UNPROTECT, ModelRequest  # noqa: PLC0415
+
+    this = invocation(context)
+    run(this, MODELS_UNPROTECT, ModelRequest(model))
+    this.output.note(f"{model} is protected no more")
 
 
 @app.command(cls=KawaiCommand)

@@ -100,6 +100,7 @@ def _source(output: Output, model: ModelDetails) -> list[tuple[str, str]]:
         ("Verified", "never" if source.verified_at is None else text.moment(source.verified_at)),
         ("Installed", text.moment(model.modified)),
         ("Last used", output.ago(model.last_used)),
+        ("Protected", "yes: kawai prune leaves it alone" if model.protected else "no"),
     ]
     return [(name, safe(value)) for name, value in facts]
 

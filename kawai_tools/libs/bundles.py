@@ -30,6 +30,7 @@ from kawai_tools.errors import (
 from kawai_tools.files import (
     Lock,
     clear_left_behind,
+    flock_is_free,
     make_directory,
     read_if_there,
     storage_errors,
@@ -41,7 +42,9 @@ from kawai_tools.libs.layout import LibsLayout
 from kawai_tools.libs.platforms import Machine, Processor, look
 
 _PATIENCE, _GLANCE, _TICK = 10.0, 0.3, 0.02
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 _REPLACED, _REMOVED = "replaced", "removed"
+_ASIDE = re.compile(rf"\.(b[0-9]+)\.({_REPLACED}|{_REMOVED})(\.[0-9a-f]+)?")
 
 
 # made as the module is: msgspec is not safe where threads are first to use a type
@@ -200,8 +203,23 @@ class Bundles:
                 raise Conflict("there is no build to go back to any more", "kawai libs list shows the others")
             self._point(Active(known.previous, known.current if self.at(known.current) else None))
 
-    def remove(self, record: BundleRecord) -> None:
-        """Remove a build. Raises ``InUse`` for the active one, or one that runs."""
+    def is_in_use(self, record: BundleRecord) -> bool:
+        """Whether a build runs or is pulled at this moment."""
+        pulls = Lock(self.layout.pull_lock(record.platform, record.version))
+        try:
+            fd = os.open(self.layout.bundle(record.platform, record.version), _FOLDER)
+        except OSError:
+            return not pulls.is_free()
+        try:
+            return not (flock_is_free(fd) and pulls.is_free())
+        finally:
+            os.close(fd)
+
+    def remove(self, record: BundleRecord, *, spare_previous: bool = False) -> None:
+        """Remove a build. Raises ``InUse`` for the active one, or one that runs.
+
+        With ``spare_previous`` also for the one before the active one.
+        """
         place = self.layout.bundle(record.platform, record.version)
         with (
             self._switching() as known,
@@ -212,6 +230,8 @@ class Bundles:
             gone = Pointer(record.platform, record.version)
             if known.current == gone:
                 raise InUse(f"{record.version} is the active build", "kawai libs use another one first")
+            if known.previous == gone and spare_previous:
+                raise InUse(f"{record.version} is the build before the active one")
             if known.previous == gone:
                 self._point(Active(known.current, None))
             aside = _aside(place, _REMOVED)
@@ -266,7 +286,7 @@ class Bundles:
     def _alone(place: Path, version: str) -> Iterator[None]:
         """Hold a build's directory exclusively, if there is one."""
         try:
-            fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fd = os.open(place, _FOLDER)
         except FileNotFoundError:
             yield
             return
@@ -289,19 +309,34 @@ class Bundles:
             with contextlib.suppress(HomeNotWritable):
                 if lock.acquire():  # its holder was killed
                     lock.remove()
-        for aside in self.layout.root.glob("*/.b*.*"):
-            version, _, purpose = aside.name.removeprefix(".").partition(".")
-            place = aside.with_name(version)
-            with contextlib.suppress(OSError, InUse), self._alone(aside, version):
-                record = self.layout.record(place.parent.name, version)
-                if purpose.startswith(_REMOVED):  # a removal that was cut off goes on
-                    if not place.exists():
-                        record.unlink(missing_ok=True)
-                    shutil.rmtree(aside, ignore_errors=True)
-                elif record.exists() and not place.exists():
-                    aside.rename(place)
-                else:
-                    shutil.rmtree(aside, ignore_errors=True)
+        for aside in self._asides():
+            with contextlib.suppress(OSError, InUse):
+                self.settle(aside)
+
+    def left_aside(self) -> list[Path]:
+        """What was moved aside to be removed, and is still there; not what is to be put back."""
+        return [each for each in self._asides() if not self._goes_back(each)]
+
+    def _asides(self) -> list[Path]:
+        return [each for each in sorted(self.layout.root.glob("*/.b*.*")) if _ASIDE.fullmatch(each.name)]
+
+    def _goes_back(self, aside: Path) -> bool:
+        version, purpose = _taken_apart(aside)
+        place = aside.with_name(version)
+        record = self.layout.record(place.parent.name, version)
+        return not purpose.startswith(_REMOVED) and record.exists() and not place.exists()
+
+    def settle(self, aside: Path) -> None:
+        """Go on with what a build was moved aside for. Raises ``InUse`` or ``OSError``."""
+        version, purpose = _taken_apart(aside)
+        place = aside.with_name(version)
+        with self._alone(aside, version):
+            if self._goes_back(aside):
+                aside.rename(place)
+                return
+            if purpose.startswith(_REMOVED) and not place.exists():  # a removal that was cut off goes on
+                self.layout.record(place.parent.name, version).unlink(missing_ok=True)
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def failed(version: str, result: Probe) -> ProbeFailed:
@@ -312,6 +347,12 @@ def failed(version: str, result: Probe) -> ProbeFailed:
 def _aside(place: Path, purpose: str = _REPLACED) -> Path:
     """Where a build goes before it is removed; the name is nobody else's."""
     return place.with_name(f".{place.name}.{purpose}.{os.urandom(4).hex()}")
+
+
+def _taken_apart(aside: Path) -> tuple[str, str]:
+    """Version and purpose of what was moved aside."""
+    version, _, purpose = aside.name.removeprefix(".").partition(".")
+    return version, purpose
 
 
 def _number(version: str) -> int:

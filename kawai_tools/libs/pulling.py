@@ -59,7 +59,7 @@ def _require_space(plan: LibsPlan, root: Path) -> None:
     if needed > free:
         raise NoSpace(
             f"{plan.version} needs some {needed:,} bytes of disk to unpack, and {root} has {free:,} free",
-            "remove a build (kawai libs rm), or keep kawai's home on another disk (--home, KAWAI_HOME)",
+            "make room (kawai prune), or keep kawai's home on another disk (--home, KAWAI_HOME)",
         )
 
 

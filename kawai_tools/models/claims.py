@@ -21,7 +21,7 @@ class Claim(msgspec.Struct, frozen=True):
 
     Once all of it is verified ``installing`` is what the model will be, ``sources`` are the names that its
     new files have there, by their paths in the store, and ``dropping`` the files that are no part of it any
-    more.
+    more. With ``removing`` the model is being removed.
     """
 
     id: str
@@ -29,6 +29,7 @@ class Claim(msgspec.Struct, frozen=True):
     installing: Record | None = None
     sources: dict[str, str] = {}
     dropping: list[str] = []
+    removing: bool = False
 
 
 _CLAIM = msgspec.json.Decoder(
@@ -115,17 +116,17 @@ class Use:
             raise _taken(self._id)
         may_open = False
         try:
-            may_open = _share(self._opening) and not self._is_half_replaced
+            may_open = _share(self._opening) and not self._is_half_done
         finally:
             if not may_open:
                 self.release()
         return may_open
 
     @property
-    def _is_half_replaced(self) -> bool:
-        """Whether whoever was to give files their names was cut off, and nobody has gone on yet."""
+    def _is_half_done(self) -> bool:
+        """Whether whoever was to replace or remove files was cut off, and nobody has gone on yet."""
         claim = read_claim(self._layout.partial(self._path))
-        return claim is not None and claim.installing is not None
+        return claim is not None and (claim.installing is not None or claim.removing)
 
     def opened(self) -> None:
         """All files are open: others may get their names."""
@@ -155,6 +156,27 @@ class Renaming:
         """Let go."""
         for lock in self._locks:
             lock.remove()
+
+
+class Finishing:
+    """The right to carry on with an installation: nobody pulls it, or has what it replaces still to open."""
+
+    def __init__(self, layout: Layout, path: str, touched: Iterable[str]) -> None:
+        """Name the model, and all whose files get other content with it."""
+        self._pulling, self._renaming = Lock(layout.pull_lock(path)), Renaming(layout, touched)
+
+    def acquire(self) -> bool:
+        """Take it, without waiting; say whether it was taken."""
+        if self._pulling.acquire():
+            if self._renaming.acquire():
+                return True
+            self._pulling.remove()
+        return False
+
+    def release(self) -> None:
+        """Let go."""
+        self._renaming.release()
+        self._pulling.remove()
 
 
 def _share(lock: Lock) -> bool:

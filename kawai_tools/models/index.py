@@ -18,7 +18,7 @@ from kawai_tools.models.layout import lock_path
 from kawai_tools.models.model import ModelRow
 from kawai_tools.models.records import Entry
 
-VERSION = 4
+VERSION = 5
 BUSY_SECONDS = 10.0
 _AT_ONCE = 500
 """Values in one query; SQLite before 3.32 takes 999."""
@@ -48,6 +48,24 @@ _ENTRIES, _ROWS = msgspec.json.Decoder(list[Entry]), msgspec.json.Decoder(list[M
 T = TypeVar("T")
 
 
+class _File(msgspec.Struct, frozen=True):
+    path: str
+    size: int
+
+
+class _Files(msgspec.Struct, frozen=True):
+    files: list[_File]
+
+
+class _Entry(msgspec.Struct, frozen=True):
+    """As much of an entry as tells how large its files are: to read all of it would take much longer."""
+
+    record: _Files
+
+
+_FILES = msgspec.json.Decoder(list[_Entry])
+
+
 class IdTaken(Exception):
     """Another model has got this id meanwhile."""
 
@@ -75,6 +93,16 @@ class Index:
             found = db.execute("SELECT lock, row FROM shown ORDER BY key").fetchall()
             locks, rows = zip(*found, strict=True) if found else ((), ())
             return list(zip(locks, _decoded(rows, _ROWS) if rows else [], strict=True))
+
+        return self._use(read)
+
+    def files(self) -> dict[str, int]:
+        """The size of every file of the models whose files are there, by its path in the store."""
+
+        def read(db: sqlite3.Connection) -> dict[str, int]:
+            blobs = _blobs(db, "SELECT entry FROM model JOIN shown USING (key)")
+            entries = _decoded(blobs, _FILES) if blobs else []
+            return {file.path: file.size for entry in entries for file in entry.record.files}
 
         return self._use(read)
 

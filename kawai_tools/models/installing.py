@@ -11,8 +11,9 @@ from pathlib import Path
 import msgspec
 
 from kawai_tools.errors import IncompleteModel, Integrity
-from kawai_tools.files import Lock, move_into_place
-from kawai_tools.models.claims import Claim, Renaming, claims, read_claim, write_claim
+from kawai_tools.files import move_into_place
+from kawai_tools.models import erasing
+from kawai_tools.models.claims import Claim, Finishing, Hold, claims, read_claim, write_claim
 from kawai_tools.models.index import IdTaken, Index
 from kawai_tools.models.layout import Layout
 from kawai_tools.models.naming import new_id
@@ -29,6 +30,8 @@ def install(
     what its header was found to say (``None``: it is read).
     """
     before = index.by_path(record.path)
+    if before is not None:
+        record = msgspec.structs.replace(record, protected=before.record.protected)
     stays = {file.path for file in record.files}
     dropping = [file.path for file in before.record.files if file.path not in stays] if before else []
     claim = Claim(record.id, record.path, record, sources, dropping)
@@ -37,32 +40,45 @@ def install(
 
 
 def finish(layout: Layout, index: Index, path: str) -> None:
-    """Carry on with an installation that was cut off; nobody else pulls it or has files of it to open."""
+    """Carry on with an installation or removal that was cut off; see :func:`hold` for who may."""
     claim = read_claim(layout.partial(path))
-    if claim is None or claim.installing is None:
+    if claim is None:
         return
-    if all(_is_there(layout, claim, file.path) for file in claim.installing.files):
+    if claim.removing:
+        erasing.carry_on(layout, index, path)
+    elif claim.installing is not None and can_finish(layout, claim):
         try:
             _carry_out(layout, index, claim, claim.installing)
         except Integrity:  # damaged since it was verified: it will be fetched again
             write_claim(layout, Claim(claim.id, claim.path))
 
 
+def can_finish(layout: Layout, claim: Claim) -> bool:
+    """Whether what is noted was cut off, and can be carried on with."""
+    record = claim.installing
+    if record is None:
+        return claim.removing
+    return all(_is_there(layout, claim, file.path) for file in record.files)
+
+
 def finish_all(layout: Layout, index: Index) -> None:
-    """Carry on with every installation that was cut off; one that somebody works on is left to them."""
+    """Carry on with all that was cut off; what somebody works on is left to them."""
     for claim in claims(layout):
-        pulling = Lock(layout.pull_lock(claim.path))
-        if claim.installing is None or not pulling.acquire():
+        if claim.installing is None and not claim.removing:
             continue
-        try:
-            renaming = Renaming(layout, touched(index, claim.installing))
-            if renaming.acquire():
-                try:
-                    finish(layout, index, claim.path)
-                finally:
-                    renaming.release()
-        finally:
-            pulling.remove()
+        held = hold(layout, index, claim)
+        if held.acquire():
+            try:
+                finish(layout, index, claim.path)
+            finally:
+                held.release()
+
+
+def hold(layout: Layout, index: Index, claim: Claim) -> Hold | Finishing:
+    """What must be held to carry on: a removal needs the model for itself, an installation only its names."""
+    if claim.installing is None:
+        return Hold(layout, claim.path)
+    return Finishing(layout, claim.path, touched(index, claim.installing))
 
 
 def _is_there(layout: Layout, claim: Claim, path: str) -> bool:
@@ -93,7 +109,7 @@ def _carry_out(
     entry = enter(layout, index, msgspec.structs.replace(record, files=files), facts)
     _tell_sharers(layout, index, entry.record)
     if claim.dropping:
-        unlink_unless_shared(layout, index, entry.record, claim.dropping)
+        erasing.unlink_unless_shared(layout, index, entry.record, claim.dropping)
     shutil.rmtree(layout.partial(claim.path), ignore_errors=True)
     return entry
 
@@ -151,13 +167,3 @@ def sharers(index: Index, record: Record) -> list[Entry]:
         for other in index.all()
         if other.record.path != record.path and projection.path in {file.path for file in other.record.files}
     ]
-
-
-def unlink_unless_shared(layout: Layout, index: Index, record: Record, paths: list[str]) -> None:
-    """Remove files of a model that no other one has."""
-    owned = {
-        file.path for other in index.all() if other.record.path != record.path for file in other.record.files
-    }
-    for path in paths:
-        if path not in owned:
-            layout.file(path).unlink(missing_ok=True)

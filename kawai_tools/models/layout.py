@@ -14,6 +14,9 @@ from pathlib import Path, PurePosixPath
 
 from kawai_tools.refs import shard_of
 
+PULLING, OPENING = ".lock", ".opening"
+"""Suffixes of the locks beside partial downloads."""
+
 
 class Layout:
     """Where things are."""
@@ -87,11 +90,11 @@ class Layout:
 
     def pull_lock(self, model: str) -> Path:
         """The lock file that one pull of a model holds; gone with its holder."""
-        return self.partial(model).with_suffix(".lock")
+        return self.partial(model).with_suffix(PULLING)
 
     def opening_lock(self, model: str) -> Path:
         """The lock file that those hold who have files of a model still to open; it goes with them."""
-        return self.partial(model).with_suffix(".opening")
+        return self.partial(model).with_suffix(OPENING)
 
 
 def lock_path(model: str) -> str:

@@ -12,7 +12,10 @@ from kawai_tools.gguf import ArrayInfo
 
 
 class ModelRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of ``models list``; an OpenAI client reads ``id``, ``object``, ``created``, ``owned_by``."""
+    """One line of ``models list``; an OpenAI client reads ``id``, ``object``, ``created``, ``owned_by``.
+
+    ``protected`` has a default so that a kawai which does not know it yet is understood.
+    """
 
     id: str
     object: Literal["model"] = "model"
@@ -28,6 +31,7 @@ class ModelRow(msgspec.Struct, frozen=True, kw_only=True):
     projection: bool
     shards: int
     last_used: datetime | None
+    protected: bool = False
 
 
 class ModelList(msgspec.Struct, frozen=True, kw_only=True):

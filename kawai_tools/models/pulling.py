@@ -9,7 +9,15 @@ from pathlib import Path
 
 import msgspec
 
-from kawai_tools.errors import Conflict, IncompleteModel, KawaiError, NoSpace, NotAModel, NotFound
+from kawai_tools.errors import (
+    Conflict,
+    IncompleteModel,
+    KawaiError,
+    ModelNotFound,
+    NoSpace,
+    NotAModel,
+    NotFound,
+)
 from kawai_tools.events import ModelPullEvent, Progress, Status
 from kawai_tools.files import free_space, storage_errors
 from kawai_tools.gguf import Header, read_header_fd, sniff
@@ -66,7 +74,7 @@ def require_space(store: Store, plan: Plan) -> None:
     if plan.needed > free:
         raise NoSpace(
             f"{plan.id} needs {plan.needed:,} more bytes of disk, and {store.layout.store} has {free:,} free",
-            "remove a model (kawai models rm), or keep models on another disk (--home, KAWAI_HOME)",
+            "make room (kawai prune), or keep models on another disk (--home, KAWAI_HOME)",
         )
 
 
@@ -124,10 +132,13 @@ class Carry:
         record = self.plan.before
         words = [each for each in self.plan.words if record is not None and each not in record.sources]
         if record is not None and words and record.url is not None:
-            entry = self.store.index.by_path(record.path)
-            if entry is not None and entry.record == record:
-                sources = [*record.sources, *words]
-                self.store.record(msgspec.structs.replace(record, sources=sources))
+            sources = [*record.sources, *words]
+
+            def change(known: Record) -> Record:
+                return msgspec.structs.replace(known, sources=sources) if known == record else known
+
+            with contextlib.suppress(ModelNotFound):  # removed since the plan was made
+                self.store.amend(record.path, change)
 
     def _is_done_meanwhile(self) -> bool:
         """Whether another process has just installed what is asked for."""

@@ -2,6 +2,7 @@
 
 import os
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Literal, overload
 
 import msgspec
@@ -32,7 +33,9 @@ class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
 class Record(msgspec.Struct, frozen=True, kw_only=True):
     """The provenance file of a model: a promise that its files were whole when it was written.
 
-    ``sources`` are the words that mean this model, so that asking again needs no network.
+    ``sources`` are the words that mean this model, so that asking again needs no network. ``protected`` is
+    its user's word that pruning leaves it alone: whoever writes the record of a model that is installed
+    keeps it.
     """
 
     id: str
@@ -42,6 +45,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     sources: list[str] = []
     installed_at: datetime
     verified_at: datetime | None = None
+    protected: bool = False
     format: int = 1
 
     @property
@@ -129,6 +133,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
             projection=record.projection is not None,
             shards=len(record.weights),
             last_used=last_used,
+            protected=record.protected,
         )
 
     @property
@@ -138,6 +143,19 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
         return record.verified_at is not None and all(
             file.mtime_ns == stamp for file, stamp in zip(record.files, self.stamps[1:], strict=True)
         )
+
+
+def last_used(lock: Path) -> datetime | None:
+    """When the model with this lock file was last used; ``None`` for never."""
+    try:
+        return moment_of(lock.stat())
+    except OSError:
+        return None
+
+
+def moment_of(lock: os.stat_result) -> datetime | None:
+    """When a model was last used, by its lock file."""
+    return datetime.fromtimestamp(int(lock.st_mtime), UTC) if lock.st_mtime else None
 
 
 def now() -> datetime:

@@ -1,33 +1,41 @@
 """Removal: of a model, also one whose files are already gone, and of what was fetched of one."""
 
 import shutil
+from collections.abc import Callable
+from datetime import datetime
 
 from kawai_tools.errors import Ambiguous
-from kawai_tools.files import storage_errors
 from kawai_tools.models.claims import Claim, Hold, claims, in_use
+from kawai_tools.models.erasing import erase
 from kawai_tools.models.index import Index
-from kawai_tools.models.installing import unlink_unless_shared
 from kawai_tools.models.layout import Layout
-from kawai_tools.models.records import Record, owner_and_stem
+from kawai_tools.models.records import Entry, Record, last_used, owner_and_stem
 from kawai_tools.refs import ModelRef
 
+Objection = Callable[[Entry, datetime | None], str | None]
+"""What is said against removing a model, as it is and was last used now that nobody else can use it."""
 
-def remove_model(layout: Layout, index: Index, record: Record) -> None:
-    """Remove a model and what was fetched of it. Raises ``InUse`` while it is loaded or pulled.
 
-    The index forgets it last, so that a removal that was cut off can be repeated.
-    """
+def remove_model(
+    layout: Layout, index: Index, record: Record, objection: Objection | None = None
+) -> str | None:
+    """Remove a model and what was fetched of it, or say why not. Raises ``InUse`` while others have it."""
     hold = Hold(layout, record.path)
     if not hold.acquire():
         raise in_use(record.id)
     try:
-        with storage_errors(layout.store):
-            unlink_unless_shared(layout, index, record, [file.path for file in record.files])
-            layout.provenance(record.path).unlink(missing_ok=True)
-            shutil.rmtree(layout.partial(record.path), ignore_errors=True)
-        index.put([], gone=[record.path])
+        if objection is not None:
+            entry = index.by_path(record.path)
+            said = objection(entry, last_used(layout.lock(record.path))) if entry else GONE
+            if said is not None:
+                return said
+        erase(layout, index, record)
     finally:
         hold.release()
+    return None
+
+
+GONE = "somebody else has removed it"
 
 
 def remove_partial(layout: Layout, ref: ModelRef) -> bool:

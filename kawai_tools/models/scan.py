@@ -245,6 +245,7 @@ class _Changes:
             id=before.record.id if before else new_id(*owner_and_stem(path), self.taken),
             files=files,
             installed_at=datetime.fromtimestamp(max(0, newest) // 10**9, UTC),
+            protected=before is not None and before.record.protected,
         )
 
     def _file_records(self, paths: list[str], role: Literal["weights", "projection"]) -> list[FileRecord]:

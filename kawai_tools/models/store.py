@@ -4,9 +4,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterator
-from datetime import UTC, datetime
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import msgspec
 
@@ -22,13 +20,13 @@ from kawai_tools.errors import (
 from kawai_tools.files import Lock, make_directory, write_atomically
 from kawai_tools.gguf import Header, read_header
 from kawai_tools.models import installing
-from kawai_tools.models.claims import Renaming
+from kawai_tools.models.claims import Claim, Finishing, Hold, Renaming, Use
 from kawai_tools.models.index import IdTaken, Index
 from kawai_tools.models.layout import Layout
 from kawai_tools.models.model import ModelDetails, ModelFile, ModelRow, Provenance, Setting
 from kawai_tools.models.naming import nearest, new_id
-from kawai_tools.models.records import Entry, Facts, Record, owner_and_stem
-from kawai_tools.models.removing import remove_model, remove_partial
+from kawai_tools.models.records import Entry, Facts, Record, last_used, moment_of, owner_and_stem
+from kawai_tools.models.removing import Objection, remove_model, remove_partial
 from kawai_tools.models.scan import by_path, refresh
 from kawai_tools.models.traits import capabilities, traits
 from kawai_tools.refs import ModelRef
@@ -54,7 +52,7 @@ class Store:
         store, stat, rows = f"{self.layout.store}/", os.stat, []
         for lock, row in self.index.rows():  # thousands in no time
             try:
-                used = _moment(stat(store + lock))
+                used = moment_of(stat(store + lock))
             except OSError:
                 used = None
             rows.append(row if used is None else msgspec.structs.replace(row, last_used=used))
@@ -95,7 +93,7 @@ class Store:
         shards = [self._header(entry, file.path) for file in record.weights[1:]]
         projection = self._header(entry, record.projection.path) if record.projection else None
         return ModelDetails(
-            **msgspec.structs.asdict(entry.row(_last_used(self.layout.lock(record.path)))),
+            **msgspec.structs.asdict(entry.row(last_used(self.layout.lock(record.path)))),
             files=[ModelFile(file.path, file.size, file.sha256, file.role) for file in record.files],
             provenance=Provenance(record.url, record.commit, record.verified_at),
             capabilities=capabilities(header, projection),
@@ -191,6 +189,14 @@ class Store:
         """What must be held while files of a model get their names."""
         return Renaming(self.layout, installing.touched(self.index, record))
 
+    def hold(self, claim: Claim) -> Hold | Finishing:
+        """What must be held to carry on with what was cut off."""
+        return installing.hold(self.layout, self.index, claim)
+
+    def pull_lock(self, path: str) -> Lock:
+        """The lock that one pull of a model holds."""
+        return Lock(self.layout.pull_lock(path))
+
     def name(self, path: str) -> str:
         """The id of the model at a path: its own, or a new one."""
         entry = self.index.by_path(path)
@@ -208,9 +214,29 @@ class Store:
         """Carry on with the installation of one model, if it was cut off; nobody else may work on it."""
         installing.finish(self.layout, self.index, path)
 
-    def record(self, record: Record) -> Entry:
-        """Write a model's provenance, then its index entry."""
-        return installing.enter(self.layout, self.index, record)
+    def amend(self, path: str, change: Callable[[Record], Record]) -> None:
+        """Write a model's provenance, then its index entry, as they are now but for a change.
+
+        Others that amend wait; whoever replaces the model's files must be kept off by its lock.
+        Raises ``ModelNotFound`` where it was removed meanwhile.
+        """
+        with self._scanning():
+            entry = self.index.by_path(path)
+            if entry is None:
+                raise ModelNotFound(f"{path} was removed in the meantime")
+            record = change(entry.record)
+            if record != entry.record:
+                installing.enter(self.layout, self.index, record)
+
+    def protect(self, ref: ModelRef, *, protected: bool) -> None:
+        """Keep pruning off a model, or no more. Raises ``InUse`` while its files are being replaced."""
+        record = self.find(ref).record
+        use = Use(self.layout, record.path, record.id)
+        use.acquire()
+        try:
+            self.amend(record.path, lambda now: msgspec.structs.replace(now, protected=protected))
+        finally:
+            use.release()
 
     def remove(self, ref: ModelRef) -> None:
         """Remove a model, or what was fetched of one. Raises ``InUse`` while it is loaded or pulled."""
@@ -221,20 +247,15 @@ class Store:
                 raise
             return
         self.require_mounted()
+        self.remove_unless(entry.record)
+
+    def remove_unless(self, record: Record, objection: Objection | None = None) -> str | None:
+        """Remove a model, if nothing is said against it once nobody else can use it; what was said.
+
+        Raises ``InUse`` while it is loaded or pulled.
+        """
         with self._scanning():  # what is looked at meanwhile would be found half removed
-            remove_model(self.layout, self.index, entry.record)
-
-
-def _last_used(lock: Path) -> datetime | None:
-    """When the model with this lock file was last used; ``None`` for never."""
-    try:
-        return _moment(lock.stat())
-    except OSError:
-        return None
-
-
-def _moment(stat: os.stat_result) -> datetime | None:
-    return datetime.fromtimestamp(int(stat.st_mtime), UTC) if stat.st_mtime else None
+            return remove_model(self.layout, self.index, record, objection)
 
 
 def _await(lock: Lock) -> None:

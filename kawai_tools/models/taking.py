@@ -193,7 +193,7 @@ def _require_room(file: Candidate, needed: int, folder: Path) -> None:
     if needed > free:
         raise NoSpace(
             f"a copy of {shown(file.path)} needs {needed:,} bytes of disk, and the store has {free:,} free",
-            "remove a model (kawai models rm), or keep models on the disk that holds the file (--home)",
+            "make room (kawai prune), or keep models on the disk that holds the file (--home)",
         )
 
 

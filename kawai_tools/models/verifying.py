@@ -20,7 +20,7 @@ from kawai_tools.errors import (
 )
 from kawai_tools.events import Event, FileCheck, Status, VerifyEvent
 from kawai_tools.models.claims import Use
-from kawai_tools.models.records import Entry, FileRecord, now
+from kawai_tools.models.records import Entry, FileRecord, Record, now
 from kawai_tools.models.store import Store
 from kawai_tools.refs import ModelRef
 from kawai_tools.transfer.outbound import Cancelled
@@ -131,14 +131,16 @@ class _Verification:
     def _remember(self, files: list[FileRecord], *, right: bool) -> None:
         """Note the result: when all was right, and digests that nobody had promised, for the next time."""
         compared = right and all(file.sha256 for file in self.record.files)
-        record = msgspec.structs.replace(
-            self.record,
-            files=files,
-            verified_at=now() if compared else (self.record.verified_at if right else None),
-        )
-        if record != self.record and not any(check.sha256 is None for check in self.checks):
+        at = now() if compared else (self.record.verified_at if right else None)
+
+        def change(known: Record) -> Record:
+            if known.files != self.record.files:  # replaced before it was kept from being so
+                return known
+            return msgspec.structs.replace(known, files=files, verified_at=at)
+
+        if change(self.record) != self.record and not any(check.sha256 is None for check in self.checks):
             with contextlib.suppress(HomeNotWritable):  # what was found holds all the same
-                self.store.record(record)
+                self.store.amend(self.record.path, change)
 
     def _tell(
         self, status: Status, *, file: str | None = None, error: KawaiError | None = None, keep: bool = True

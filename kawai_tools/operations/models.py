@@ -132,6 +132,14 @@ def _remove(workspace: Workspace, request: RemoveRequest) -> None:
             reopen()
 
 
+def _protect(workspace: Workspace, request: ModelRequest) -> None:
+    workspace.models.protect(parse_model(request.model), protected=True)
+
+
+def _unprotect(workspace: Workspace, request: ModelRequest) -> None:
+    workspace.models.protect(parse_model(request.model), protected=False)
+
+
 def _verify(workspace: Workspace, request: VerifyRequest) -> "Feed[Event]":
     from kawai_tools.models.verifying import verify  # noqa: PLC0415 - a list verifies nothing
 
@@ -222,6 +230,26 @@ MODELS_REMOVE = Operation(
     level=Level.ADMIN,
     run=_remove,
     summary="Remove an installed or partly pulled model",
+)
+MODELS_PROTECT = Operation(
+    name="models.protect",
+    method="POST",
+    path="/v1/models/protect",
+    request=ModelRequest,
+    result=Nothing(),
+    level=Level.ADMIN,
+    run=_protect,
+    summary="Keep kawai prune off a model",
+)
+MODELS_UNPROTECT = Operation(
+    name="models.unprotect",
+    method="POST",
+    path="/v1/models/unprotect",
+    request=ModelRequest,
+    result=Nothing(),
+    level=Level.ADMIN,
+    run=_unprotect,
+    summary="Let kawai prune take a model again",
 )
 MODELS_VERIFY = Operation(
     name="models.verify",

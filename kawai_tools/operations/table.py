@@ -11,13 +11,27 @@ from kawai_tools.operations import (
     models,
     pulls,
     service,
+    storage,
     tokens,
     updates,
 )
 
 OPERATIONS: tuple[Operation[Request], ...] = tuple(
     value
-    for noun in (models, updates, adoption, pulls, libs, catalog, tokens, logs, carry, doctor, service)
+    for noun in (
+        models,
+        updates,
+        adoption,
+        pulls,
+        libs,
+        catalog,
+        tokens,
+        logs,
+        carry,
+        storage,
+        doctor,
+        service,
+    )
     for value in vars(noun).values()
     if isinstance(value, Operation)
 )

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from kawai_tools.runners.process import Place
     from kawai_tools.runners.tuning import Tuning
     from kawai_tools.service.manager import Service
+    from kawai_tools.storage.pruning import Pruner
+    from kawai_tools.storage.usage import Disk
     from kawai_tools.tokens import Tokens
     from kawai_tools.transfer.fetching import Pace
     from kawai_tools.transfer.pulls import Pulls
@@ -295,12 +297,10 @@ class Workspace(Outside):
         """Looks at everything."""
         from kawai_tools.catalog.catalog import Catalog
         from kawai_tools.doctor import Doctor
-        from kawai_tools.libs.bundles import Bundles
 
         ways = {"hub": lambda: self.outbound, "release server": lambda: self.libs_outbound}
-        looked_at = Bundles(self.bundles.layout, lambda: self.machine, recovers=False)
         catalog = Catalog(self._make_lists(remembers=False), self.models)
-        return Doctor(self.settings, self.machine, self.models, looked_at, catalog, self.tokens, ways)
+        return Doctor(self.settings, self.machine, self.models, self._looked_at, catalog, self.tokens, ways)
 
     @cached_property
     def service(self) -> "Service":
@@ -308,6 +308,27 @@ class Workspace(Outside):
         from kawai_tools.service.here import service_of
 
         return service_of(self.settings)
+
+    @cached_property
+    def disk(self) -> "Disk":
+        """What is taken of the disk."""
+        from kawai_tools.storage.usage import Disk
+
+        return Disk(self.models, self._looked_at, self._make_lists(remembers=False))
+
+    @cached_property
+    def pruner(self) -> "Pruner":
+        """Gives disk space back."""
+        from kawai_tools.storage.pruning import Pruner
+
+        return Pruner(self.models, self._looked_at, self._make_lists(remembers=False))
+
+    @cached_property
+    def _looked_at(self) -> "Bundles":
+        """The installed builds, for whom looking must change nothing."""
+        from kawai_tools.libs.bundles import Bundles
+
+        return Bundles(self.bundles.layout, lambda: self.machine, recovers=False)
 
     @cached_property
     def exporter(self) -> "Exporter":
@@ -331,7 +352,7 @@ class Workspace(Outside):
         """Make every noun now, before threads could each make their own."""
         _ = self.pulls, self.models, self.planner, self.puller, self.libs_planner, self.libs_puller
         _ = self.catalog, self.subscriptions, self.tokens, self.listed_planner, self.listed_puller
-        _ = self.orders, self.tuning, self.journals
+        _ = self.orders, self.tuning, self.journals, self.disk
 
     def close(self) -> None:
         """Let go of idle connections, and write down what is still to be."""

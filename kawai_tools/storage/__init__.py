@@ -1,0 +1,1 @@
+"""What kawai takes of the disk, and how it gives it back."""
