@@ -22,13 +22,14 @@ from kawai_tools.errors import (
     InvalidConfig,
     KawaiError,
     ModelGated,
+    NotFound,
     RateLimited,
     RepoNotFound,
     RevisionNotFound,
     Unreachable,
 )
 from kawai_tools.files import read_if_there
-from kawai_tools.refs import HUB, HubFile, HubRepo, PlainUrl
+from kawai_tools.refs import HUB, HubFile, HubRepo, PlainUrl, parse_source
 from kawai_tools.settings import Settings
 from kawai_tools.transfer.asking import Asker
 from kawai_tools.transfer.egress import Origin, origin_of
@@ -181,6 +182,15 @@ class Hub:
             return bytes(buffer[:done])
 
         return self._ask("GET", file.fetch, PlainUrl(file.url), read, {"Range": f"bytes=0-{count - 1}"})
+
+    def refusal_of(self, file: RemoteFile, answer: Response) -> KawaiError:
+        """What an answer of 400 or more to a request for the file's bytes means."""
+        # what a redirect leads to is no hub: its 403 says nothing of gates and tokens
+        source = PlainUrl(file.url) if answer.via else parse_source(file.url)
+        problem = refusal(answer, source, has_token=origin_of(answer.url) in self.outbound.credentials)
+        if isinstance(problem, NotFound):
+            problem.url = file.url
+        return problem
 
     def _ask(
         self,
