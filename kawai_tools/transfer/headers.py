@@ -12,7 +12,7 @@ from functools import partial
 from kawai_tools.errors import BadResponse, KawaiError, MalformedGguf, NotAModel, Unreachable, UpstreamTimeout
 from kawai_tools.gguf import Header, read_header_from, sniff
 from kawai_tools.transfer.hub import Hub
-from kawai_tools.transfer.patience import Patience
+from kawai_tools.transfer.patience import ATTEMPTS, Patience
 from kawai_tools.transfer.remote_file import RemoteFile
 from kawai_tools.transfer.responses import Response
 from kawai_tools.transfer.sources import LEAST, Source, StartOver, TryAgain
@@ -46,8 +46,8 @@ class Headers:
         self._hub = hub
         self._known: dict[tuple[str, str], Header] = {}
 
-    def read(self, file: RemoteFile, seconds: float) -> Header:
-        """The header of a file, within so many seconds.
+    def read(self, file: RemoteFile, seconds: float, attempts: int = ATTEMPTS) -> Header:
+        """The header of a file, within so many seconds; a failure that may pass is met with more attempts.
 
         Raises ``Unread`` where the server gives no ranges, or the header is too large or too slow; else
         ``MalformedGguf``, ``NotAModel``, or what a refusal of the server means.
@@ -56,7 +56,7 @@ class Headers:
         known = self._known.get((file.url, version)) if version else None
         if known is not None:
             return known
-        header = self._read(RemoteBytes(self._hub, file, seconds))
+        header = self._read(RemoteBytes(self._hub, file, seconds, attempts))
         if (
             version
             and sum(len(each) for each in header.metadata.values() if isinstance(each, str)) < _LONGEST
@@ -84,11 +84,11 @@ class RemoteBytes:
     ``fetched`` and ``requests`` count what that has cost; connections are kept for the next request.
     """
 
-    def __init__(self, hub: Hub, file: RemoteFile, seconds: float) -> None:
+    def __init__(self, hub: Hub, file: RemoteFile, seconds: float, attempts: int = ATTEMPTS) -> None:
         """Nothing is asked yet; within ``seconds`` from now all must be."""
         self.file, self.size = file, file.size
         self.fetched = self.requests = 0
-        self._until = time.monotonic() + seconds
+        self._until, self._attempts = time.monotonic() + seconds, attempts
         self._source = Source(
             outbound=hub.outbound,
             file=file,
@@ -109,7 +109,8 @@ class RemoteBytes:
         end = min(self.size, offset + self._wanted(offset, length, certain, likely))
         if self.fetched + end - offset > MOST or self.requests >= _MOST_REQUESTS:
             raise Unread(f"its header is larger than is read from elsewhere ({MOST} bytes)")
-        data, patience = bytearray(), Patience(self._until - time.monotonic())
+        data = bytearray()
+        patience = Patience(self._until - time.monotonic(), attempts=self._attempts)
         problem: KawaiError | None = None
         while len(data) < length and offset + len(data) < self.size:
             try:

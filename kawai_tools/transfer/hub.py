@@ -34,7 +34,7 @@ from kawai_tools.settings import Settings
 from kawai_tools.transfer.asking import Asker
 from kawai_tools.transfer.egress import Origin, origin_of
 from kawai_tools.transfer.outbound import Outbound, next_url
-from kawai_tools.transfer.patience import retry_after
+from kawai_tools.transfer.patience import ATTEMPTS, retry_after
 from kawai_tools.transfer.remote_file import RemoteFile as RemoteFile  # noqa: PLC0414 - part of what a hub says
 from kawai_tools.transfer.responses import REDIRECTS, Response
 
@@ -100,9 +100,9 @@ class Hub:
         self._origin = origin_of(endpoint)
         self._asker = asker or Asker(outbound)
 
-    def within(self, seconds: float) -> "Hub":
+    def within(self, seconds: float, attempts: int = ATTEMPTS) -> "Hub":
         """The same hub, for questions that may take this long in all."""
-        return Hub(self.outbound, self.endpoint, self._asker.within(seconds))
+        return Hub(self.outbound, self.endpoint, self._asker.within(seconds, attempts))
 
     def describe(self, source: HubFile | PlainUrl) -> RemoteFile:
         """Size, digest and pinned address of one file.
