@@ -24,7 +24,9 @@ class Header(msgspec.Struct, frozen=True):
     whoever shows them escapes them. ``required_size`` is the least size of a file that holds all tensors;
     ``tensor_types`` counts them by ggml type; ``main_type`` is the type that holds the most parameters.
     ``block_sizes`` are the bytes of the tensors ``blk.N.*`` by N, ``tensor_sizes`` those of the others by
-    name (the first 256), ``tensor_bytes`` those of all. ``arrays`` are the short ones of integers and bools.
+    name (the first 256), ``tensor_bytes`` those of all. ``matrix_sizes`` are the bytes, by type, of what is
+    multiplied by: matrices and stacks of experts, without embeddings; ``embedding_type`` is the type of the
+    token embedding. ``arrays`` are the short ones of integers and bools.
     """
 
     version: int
@@ -40,6 +42,8 @@ class Header(msgspec.Struct, frozen=True):
     block_sizes: dict[int, int]
     tensor_sizes: dict[str, int]
     tensor_bytes: int
+    matrix_sizes: dict[str, int]
+    embedding_type: str | None
     arrays: dict[str, tuple[int, ...]]
 
     @property

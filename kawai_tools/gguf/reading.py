@@ -77,6 +77,8 @@ def read_header_from(source: Source, *, complete: bool = True) -> Header:
         block_sizes=tensors.blocks,
         tensor_sizes=tensors.others,
         tensor_bytes=tensors.size,
+        matrix_sizes=tensors.matrices,
+        embedding_type=tensors.embedding,
         arrays=arrays,
     )
 

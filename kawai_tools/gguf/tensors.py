@@ -17,6 +17,9 @@ _TENSOR = 64  # bytes that an entry likely takes, before any was seen
 _MAX_OTHERS = 256  # tensors outside of the blocks whose size is kept; a language model has some ten
 _MAX_KEPT_NAME = 128
 _BLOCK = re.compile(r"blk\.([0-9]{1,4})\.")  # LLAMA_MAX_LAYERS of llama.cpp is 512
+_EMBEDDING = "token_embd.weight"
+_LOOKED_UP = frozenset({_EMBEDDING, "position_embd.weight", "token_types.weight"})
+_MATRIX, _EXPERTS = 2, 3
 
 
 class Tensors:
@@ -28,14 +31,20 @@ class Tensors:
         self.elements: dict[str, int] = {}
         self.blocks: dict[int, int] = {}
         self.others: dict[str, int] = {}
+        self.matrices: dict[str, int] = {}
+        self.embedding: str | None = None
         self.size = 0
         self.end = 0
 
-    def add(self, name: str, kind: str, elements: int, size: int) -> None:
+    def add(self, name: str, kind: str, rank: int, elements: int, size: int) -> None:
         """Count one tensor."""
         self.counts[kind] = self.counts.get(kind, 0) + 1
         self.elements[kind] = self.elements.get(kind, 0) + elements
         self.size += size
+        if name == _EMBEDDING:
+            self.embedding = kind
+        if name not in _LOOKED_UP and (rank == _MATRIX or (rank == _EXPERTS and "_exps." in name)):
+            self.matrices[kind] = self.matrices.get(kind, 0) + size
         block = _BLOCK.match(name)
         if block:
             number = int(block[1])
@@ -57,16 +66,16 @@ def read_tensors(cursor: Cursor, count: int, alignment: int) -> Tensors:
         if name in names:
             raise MalformedGguf(f"the tensor {shown(name)} is there twice", DAMAGED)
         names.add(name)
-        kind, elements, size, offset = _read_tensor(cursor, name, alignment)
-        tensors.add(name, kind, elements, size)
+        kind, rank, elements, size, offset = _read_tensor(cursor, name, alignment)
+        tensors.add(name, kind, rank, elements, size)
         tensors.end = max(tensors.end, offset + size)
     if max(tensors.end, sum(tensors.elements.values())) > MAX_SIZE - MAX_HEADER:
         raise MalformedGguf("its tensors together are larger than any file", DAMAGED)
     return tensors
 
 
-def _read_tensor(cursor: Cursor, name: str, alignment: int) -> tuple[str, int, int, int]:
-    """Return the ggml type of one tensor, its elements, its size, and where in the data it begins."""
+def _read_tensor(cursor: Cursor, name: str, alignment: int) -> tuple[str, int, int, int, int]:
+    """Return the ggml type of one tensor, its rank, elements and size, and where in the data it begins."""
     (rank,) = cursor.unpack("I")
     cursor.claim(rank, MAX_DIMENSIONS, 8, f"dimensions of {shown(name)}")
     *dimensions, number, offset = cursor.unpack(f"{rank}QIQ")
@@ -78,4 +87,4 @@ def _read_tensor(cursor: Cursor, name: str, alignment: int) -> tuple[str, int, i
         raise MalformedGguf(f"the tensor {shown(name)} has the dimensions {dimensions} in {kind}", DAMAGED)
     if offset % alignment:
         raise MalformedGguf(f"the tensor {shown(name)} is not aligned to {alignment}: {offset}", DAMAGED)
-    return kind, length, length // block * block_size, offset
+    return kind, rank, length, length // block * block_size, offset
