@@ -6,6 +6,7 @@ from kawai_tools.operations import (
     carry,
     catalog,
     doctor,
+    fit,
     libs,
     logs,
     models,
@@ -16,7 +17,7 @@ from kawai_tools.operations import (
 
 OPERATIONS: tuple[Operation[Request], ...] = tuple(
     value
-    for noun in (models, adoption, pulls, libs, catalog, tokens, logs, carry, doctor, service)
+    for noun in (models, adoption, pulls, libs, catalog, tokens, logs, carry, fit, doctor, service)
     for value in vars(noun).values()
     if isinstance(value, Operation)
 )
