@@ -70,6 +70,7 @@ ROUTES: dict[tuple[str, str], str] = {
     ("GET", "/v1/catalog/{model}"): READ,
     ("POST", "/v1/catalog/pull/{model}"): CATALOG,
     ("POST", "/v1/catalog/update"): ADMIN,
+    ("GET", "/v1/fit"): USE,
     ("GET", "/v1/logs"): ADMIN,
     ("GET", "/v1/storage"): READ,
     ("POST", "/v1/tokens"): ADMIN,
@@ -295,7 +296,8 @@ def outcome(reply: Reply, method: str) -> str:
 
 def test_the_table_has_every_operation() -> None:
     rows = {(row.method, row.path) for row in OPERATIONS if row.path}
-    assert rows == {key for key, level in ROUTES.items() if level not in {HEALTH, USE}}
+    fit = ("GET", "/v1/fit")  # the one that any token is for; the others of these are no rows
+    assert rows == {key for key, level in ROUTES.items() if level not in {HEALTH, USE} or key == fit}
 
 
 KINDS = tuple(kinds("a" * 43, "b" * 43, "c" * 43, "d" * 43, "e" * 43))

@@ -213,7 +213,7 @@ def test_plans_agree_byte_for_byte(faces: Faces, source: str) -> None:
     reply = faces.daemon.ask("POST", PULL, {"model_url": source, "dry_run": True})
     assert (ended.code, ended.err, reply.status) == (0, "", 200)
     assert reply.headers["content-type"] == "application/json"
-    assert list(reply.json) == ["id", "exists", "files", "total", "needed", "free"]
+    assert list(reply.json) == ["id", "exists", "files", "total", "needed", "free", "fit"]
     free = rb'"free":\d+'
     assert re.sub(free, b"", ended.out.encode()) == re.sub(free, b"", reply.body) + b"\n"
     assert reply.json["exists"] == (source != "me/many-GGUF:Q5_0")

@@ -263,7 +263,7 @@ def test_a_dry_run_fetches_nothing_and_says_what_would_be(shop: Shop) -> None:
     plan = reply.json
     ours = json.loads(ended.out)
     assert {**ours, "free": 0} == {**plan, "free": 0}
-    assert sorted(plan) == ["exists", "files", "free", "id", "needed", "total"]
+    assert sorted(plan) == ["exists", "files", "fit", "free", "id", "needed", "total"]
     assert (plan["id"], plan["exists"]) == ("seeing", False)
     assert [(file["url"], file["sha256"]) for file in plan["files"]] == [
         (at_hub("seeing", name), digest_of(name)) for name in ("seeing.gguf", "mmproj-F16.gguf")

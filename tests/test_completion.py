@@ -86,6 +86,7 @@ def test_models_of_the_home_that_is_typed(stocked: Program, tmp_path: Path) -> N
                 "tokens",
                 "serve",
                 "run",
+                "fit",
                 "logs",
                 "service",
                 "doctor",

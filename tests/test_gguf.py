@@ -31,7 +31,7 @@ from kawai_tools.gguf import (
     sniff,
 )
 from tests import samples
-from tests.samples import BROKEN, NOT_GGUF, Entry, Tensor, Typed, array, entry, gguf, tensor, tiny_gguf
+from tests.samples import BROKEN, F32, NOT_GGUF, Entry, Tensor, Typed, array, entry, gguf, tensor, tiny_gguf
 
 MEMORY_LIMIT = 256 << 20
 SECONDS = 10  # what the worst file may take; it takes below 1 on an idle machine
@@ -132,6 +132,47 @@ class TestValid:
                 assert found["key"] == ArrayInfo(name, 7)
         assert metadata(entry("key", ["a", "", "c" * 300]))["key"] == ArrayInfo("string", 3)
         assert metadata(entry("key", array(samples.STRING, 0)))["key"] == ArrayInfo("string", 0)
+
+    def test_short_arrays_of_integers_are_kept_beside(self) -> None:
+        signed = array(samples.INT32, 2, struct.pack("<ii", -1, 5))
+        entries = [
+            entry("heads", [8, 0, 4]),
+            entry("signed", signed),
+            entry("flags", [True, False]),
+            entry("none", array(samples.UINT32, 0)),
+            entry("most", array(samples.UINT8, 1024, bytes(1024))),
+            entry("long", array(samples.UINT8, 1025, bytes(1025))),
+            entry("floats", [0.5]),
+            entry("words", ["a"]),
+            entry("one", 8),
+        ]
+        header = read(gguf((samples.ARCHITECTURE, *entries)))
+        assert header.metadata["heads"] == ArrayInfo("uint32", 3)
+        assert header.numbers("heads") == (8, 0, 4)
+        assert header.numbers("signed") == (-1, 5)
+        assert header.numbers("flags") == (1, 0)
+        assert header.numbers("none") == ()
+        assert header.numbers("most") == (0,) * 1024
+        assert [header.numbers(key) for key in ("long", "floats", "words", "one", "missing")] == [None] * 5
+
+    def test_sizes_of_blocks_and_of_what_is_beside_them(self) -> None:
+        tensors = [
+            ("token_embd.weight", (32, 4), samples.Q8_0),
+            ("blk.0.attn_q.weight", (32, 2), F32),
+            ("blk.0.attn_k.weight", (32,), samples.F16),
+            ("blk.17.ffn_up.weight", (32,), F32),
+            ("blk.99999.huge.weight", (32,), F32),
+            ("blk.x.weight", (32,), F32),
+            ("v.blk.0.weight", (32,), F32),
+        ]
+        header = read(tiny_gguf(tensors=tensors))
+        assert header.block_sizes == {0: 2 * 128 + 64, 17: 128}
+        others = ("blk.99999.huge.weight", "blk.x.weight", "v.blk.0.weight")
+        assert header.tensor_sizes == {"token_embd.weight": 4 * 34, **dict.fromkeys(others, 128)}
+        assert header.tensor_bytes == 136 + 256 + 64 + 4 * 128
+        many = read(tiny_gguf(tensors=[(f"t{number}", (32,), F32) for number in range(1000)]))
+        assert len(many.tensor_sizes) == 256
+        assert many.tensor_bytes == 1000 * 128
 
     @pytest.mark.parametrize("length", [0, 1, 7, 8, 9, 1 << 12, (1 << 20) - 9, 1 << 20, 3 << 20])
     def test_strings_across_the_windows_of_the_reader(self, length: int) -> None:
@@ -526,6 +567,12 @@ def compare(path: Path) -> Header:
         value = ours.metadata[name]
         if field.types[0] == package.GGUFValueType.ARRAY:
             assert value == ArrayInfo(field.types[-1].name.lower(), len(field.data))
+            kept = len(field.data) <= 1024 and field.types[-1].name.lower() not in {
+                "string",
+                "float32",
+                "float64",
+            }
+            assert ours.numbers(name) == (tuple(field.contents()) if kept else None)
         else:
             assert value == field.contents()
             assert type(value) is type(field.contents())
@@ -534,6 +581,14 @@ def compare(path: Path) -> Header:
     assert ours.parameters == sum(tensor.n_elements for tensor in theirs.tensors)
     assert ours.data_offset == theirs.data_offset
     assert ours.required_size == max(tensor.data_offset + tensor.n_bytes for tensor in theirs.tensors)
+    sizes = {tensor.name: int(tensor.n_bytes) for tensor in theirs.tensors}
+    blocks = {name: int(name.split(".")[1]) for name in sizes if name.startswith("blk.")}
+    assert ours.tensor_bytes == sum(sizes.values())
+    assert ours.tensor_sizes == {name: size for name, size in sizes.items() if name not in blocks}
+    assert ours.block_sizes == {
+        number: sum(sizes[name] for name, block in blocks.items() if block == number)
+        for number in blocks.values()
+    }
     names = [tensor.tensor_type.name for tensor in theirs.tensors]
     assert ours.tensor_types == {name: names.count(name) for name in names}
     return ours

@@ -202,7 +202,7 @@ def test_every_form_of_a_source_is_understood(site: Site, source: str, urls: lis
     reply = site.daemon.ask("POST", "/v1/models/pull", {"model_url": source.format(**names), "dry_run": True})
     assert (reply.status, reply.headers["content-type"]) == (200, "application/json")
     plan = reply.json
-    assert list(plan) == ["id", "exists", "files", "total", "needed", "free"]
+    assert list(plan) == ["id", "exists", "files", "total", "needed", "free", "fit"]
     assert plan["exists"] is False
     assert [file["url"] for file in plan["files"]] == [
         url.format(**names) if "{cdn}" in url else f"{HUB}/{url}" for url in urls
@@ -221,7 +221,7 @@ def test_every_form_of_a_source_is_understood(site: Site, source: str, urls: lis
 def test_both_faces_plan_alike(site: Site, source: str) -> None:
     ended, reply = site.both(source.format(hub=site.hub.endpoint, cdn=site.hub.cdn_endpoint), dry_run=True)
     assert (ended.code, ended.err, reply.status) == (0, "", 200)
-    free = re.compile(rb'"free":\d+}')
+    free = re.compile(rb'"free":\d+,')
     assert free.sub(b"", ended.out.encode()) == free.sub(b"", reply.body) + b"\n"
 
 
@@ -1084,8 +1084,9 @@ def test_a_plan_for_people_is_a_table(cli: Program, hub: LocalHub) -> None:
     assert (ended.code, ended.err) == (0, "")
     assert "me/seeing/seeing.gguf" in ended.out
     assert "me/seeing/mmproj.gguf" in ended.out
+    assert re.search(r"^Memory +fits \(needs ", ended.out, re.MULTILINE)
     assert installed(cli) == set()
-    assert fetched(hub) == []
+    assert sorted(fetched(hub)) == ["mmproj.gguf", "seeing.gguf"], "their headers, once each"
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from kawai_tools.events import ModelPullEvent
+from kawai_tools.libs.platforms import System
 from kawai_tools.operations.models import MODELS_PULL, PullRequest
 from kawai_tools.settings import Settings, Source
 from kawai_tools.transfer.pulls import Pull
@@ -22,10 +23,17 @@ class Workspaces:
         self.hub_endpoint = hub_endpoint
         self._made: list[Workspace] = []
 
-    def __call__(self, *, serves: bool = False, timeouts: Timeouts = QUICK, **settings: Any) -> Workspace:  # noqa: ANN401
+    def __call__(
+        self,
+        *,
+        serves: bool = False,
+        timeouts: Timeouts = QUICK,
+        system: System | None = None,
+        **settings: Any,  # noqa: ANN401
+    ) -> Workspace:
         values = {"home": self.home, "hub_endpoint": self.hub_endpoint, "hub_home": self.home, **settings}
         sources = dict.fromkeys(values, Source.ENVIRONMENT)
-        made = Workspace(Settings(**values, sources=sources), serves=serves, timeouts=timeouts)
+        made = Workspace(Settings(**values, sources=sources), serves=serves, timeouts=timeouts, system=system)
         self._made.append(made)
         return made
 

@@ -9,7 +9,6 @@ import msgspec
 from kawai_tools.catalog.entries import (
     ABILITIES,
     ENDPOINTS,
-    CatalogConfig,
     CatalogDetails,
     CatalogRow,
     Entry,
@@ -123,10 +122,11 @@ class Catalog:
         hint = f"did you mean {' or '.join(near)}" if near else "kawai catalog list shows what there is"
         raise EntryNotFound(f"there is no catalog entry {words[:200]!r}", hint)
 
-    def config_of(self, sources: Iterable[str]) -> CatalogConfig | None:
-        """How the entry with one of these sources is best run."""
+    def config_of(self, sources: Iterable[str]) -> dict[str, int | float]:
+        """How the entry with one of these sources is best run: only what it says."""
         wanted = set(sources)
-        return next((each.row.config for each in self._lists.load().entries if each.source in wanted), None)
+        found = next((each for each in self._lists.load().entries if each.source in wanted), None)
+        return found.row.config.said if found else {}
 
     def details(self, entry: Entry, memory: int | None) -> CatalogDetails:
         """An entry, and whether there is room for it; ``memory`` is what the machine has."""

@@ -7,6 +7,7 @@ seconds; what is not known is ``None``.
 import msgspec
 
 from kawai_tools.errors import ErrorInfo
+from kawai_tools.fit import Fit
 from kawai_tools.models.model import Capabilities
 from kawai_tools.values import parse_size
 
@@ -75,11 +76,18 @@ class CatalogConfig(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
 
+    @property
+    def said(self) -> dict[str, int | float]:
+        """The values by name."""
+        values = {name: getattr(self, name) for name in self.__struct_fields__}
+        return {name: value for name, value in values.items() if value is not None}
+
 
 class CatalogRow(msgspec.Struct, frozen=True, kw_only=True):
     """One entry as lists show it; ``catalog`` names the list that it is from.
 
-    ``downloaded``: all its files are installed; ``validated``: and their last full hash was right.
+    ``downloaded``: all its files are installed; ``validated``: and their last full hash was right. ``fit`` is
+    told of a single entry only.
     """
 
     id: str
@@ -97,6 +105,7 @@ class CatalogRow(msgspec.Struct, frozen=True, kw_only=True):
     catalog: str
     downloaded: bool = False
     validated: bool = False
+    fit: Fit | None = None
 
 
 class CatalogDetails(CatalogRow, frozen=True, kw_only=True):

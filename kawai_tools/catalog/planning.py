@@ -4,12 +4,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from kawai_tools.catalog.entries import Entry
-from kawai_tools.errors import EntryGone, HubTokenRequired, NotFound
+from kawai_tools.catalog.entries import CatalogFile, Entry
+from kawai_tools.errors import EntryGone, HubTokenRequired, InvalidSource, NotFound
 from kawai_tools.events import Status
 from kawai_tools.models.plan import Plan
 from kawai_tools.models.planning import Planner
+from kawai_tools.refs import HubFile, HubRepo, parse_source
+from kawai_tools.transfer.hub import Hub
 from kawai_tools.transfer.pulls import Job, Pull
+from kawai_tools.transfer.remote_file import RemoteFile
 
 
 def plan_entry(planner: Planner, entry: Entry, *, force: bool, has_token: bool) -> Plan:
@@ -22,6 +25,17 @@ def plan_entry(planner: Planner, entry: Entry, *, force: bool, has_token: bool) 
     proj = files.proj.url if files.proj else None
     with _gone(entry, has_token=has_token):
         return planner.plan(files.model[0].url, proj, force=force, pins=pins)
+
+
+def remote_of(file: CatalogFile, hub: Hub) -> RemoteFile:
+    """A file of an entry as the catalog tells of it; the hub is asked for what that leaves out."""
+    source = parse_source(file.url, hub.endpoint)
+    if isinstance(source, HubRepo):
+        raise InvalidSource(f"{file.url} names no file")
+    if file.sha256 is None or file.size_bytes is None:
+        return hub.describe(source)
+    fetch = hub.endpoint + source.url_path if isinstance(source, HubFile) else source.url
+    return RemoteFile(source.url, fetch, file.size_bytes, file.sha256, None, None)
 
 
 def job_of(entry: Entry, job: Job, *, has_token: bool) -> Job:

@@ -12,6 +12,7 @@ from kawai_tools.cli.options import Connections, DryRun, Force, LimitRate
 from kawai_tools.cli.output import Output
 from kawai_tools.cli.running import run
 from kawai_tools.cli.text import Column, safe
+from kawai_tools.cli.verdict import short
 
 if TYPE_CHECKING:
     from kawai_tools.catalog.entries import CatalogDetails, CatalogFile, CatalogRow, CatalogUpdate
@@ -165,8 +166,8 @@ def _shown(output: Output, model: "CatalogDetails") -> str:
     ]
     room = [
         ("Total", text.size(model.files.about)),
-        ("Disk", _room(model.needed, model.free, "free")),
-        ("Memory", _room(model.files.about, model.memory, "in all")),
+        ("Disk", _room(model.needed, model.free)),
+        ("Memory", short(model.fit)),
     ]
     parts = [
         f"{output.wrapped(metadata.description)}\n" if metadata.description else "",
@@ -179,22 +180,21 @@ def _shown(output: Output, model: "CatalogDetails") -> str:
 
 
 def _config(model: "CatalogDetails") -> str:
-    values = {name: getattr(model.config, name) for name in model.config.__struct_fields__}
-    return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
+    return ", ".join(f"{name} {value}" for name, value in model.config.said.items())
 
 
 def _installed(model: "CatalogDetails") -> str:
     return ("yes, verified" if model.validated else "yes") if model.downloaded else "no"
 
 
-def _room(wanted: int | None, there: int | None, which: str) -> str:
-    """Whether so many bytes go in; memory holds the files and what is computed with them."""
-    if wanted is None or there is None:
-        return f"not known ({text.size(there)} {which})"
+def _room(wanted: int | None, free: int) -> str:
+    """Whether so many bytes go onto the disk."""
+    if wanted is None:
+        return f"not known ({text.size(free)} free)"
     if wanted == 0:
-        return f"nothing more is needed ({text.size(there)} {which})"
-    verdict = "fits" if wanted <= there else "does not fit"
-    return f"{verdict}: {text.size(wanted)} of {text.size(there)} {which}"
+        return f"nothing more is needed ({text.size(free)} free)"
+    verdict = "fits" if wanted <= free else "does not fit"
+    return f"{verdict}: {text.size(wanted)} of {text.size(free)} free"
 
 
 def _files(output: Output, model: "CatalogDetails") -> str:

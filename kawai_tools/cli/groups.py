@@ -25,6 +25,7 @@ LAZY = {
     "outdated": "Tell what has a newer version: models, llama.cpp, catalogs.",
     "pulls": "Watch or cancel the pulls of a running kawai serve.",
     "tokens": "Make and revoke the tokens of a server that asks for them.",
+    "fit": "Say whether a model will run here, before it is pulled.",
     "run": "Ask a model, fetching it and an engine if need be.",
     "serve": "Serve the HTTP API on this machine.",
     "logs": "Show what kawai serve says, or the engine of a model.",

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Protocol, cast
 import msgspec
 import typer
 
-from kawai_tools.cli import talking, text
+from kawai_tools.cli import talking, text, verdict
 from kawai_tools.cli.completion import model_ids
 from kawai_tools.cli.groups import LAZY, KawaiCommand
 from kawai_tools.cli.invocation import Invocation, invocation
 from kawai_tools.cli.output import Output, is_terminal
 from kawai_tools.cli.running import run as run_row
-from kawai_tools.errors import EntryNotFound, InvalidRequest, KawaiError, ModelNotFound, NoEngine, UsageError
+from kawai_tools.errors import InvalidRequest, KawaiError, ModelNotFound, NoEngine, UsageError
 from kawai_tools.values import ENGINES
 
 if TYPE_CHECKING:
-    from kawai_tools.catalog.entries import CatalogDetails
+    from kawai_tools.catalog.entries import CatalogRow
     from kawai_tools.events import Event
     from kawai_tools.libs.bundle import LibsPlanPayload
     from kawai_tools.models.model import ModelDetails, PlanPayload
@@ -87,17 +87,17 @@ def _installed(this: Invocation, words: str, *, yes: bool) -> "ModelDetails":
     try:
         return _details(this, words)
     except (ModelNotFound, InvalidRequest) as error:
-        pull = _pull_of(this, words)
-        if pull is None:
-            raise
-        if (here := _by_source(this, words)) is not None:
-            return _details(this, here)
+        pull = _pull_of(this, words, error)
         missing = error if isinstance(error, ModelNotFound) else ModelNotFound(f"{words} is not installed")
+    if isinstance(pull, str):
+        return _details(this, pull)
     if not yes:
         _check_asking(missing)
         plan = cast("PlanPayload", pull(dry_run=True))
         if plan.exists:
             return _details(this, plan.id)
+        if plan.fit is not None:
+            this.output.say(f"{plan.id}: {verdict.short(plan.fit)}")
         _consent(this, f"{plan.id} is not installed ({text.size(plan.total)}). Pull it?")
     last = follow_pull(this, cast("Feed[Event]", pull(dry_run=False)))
     return _details(this, str(getattr(last, "id", words)))
@@ -109,50 +109,39 @@ def _details(this: Invocation, words: str) -> "ModelDetails":
     return cast("ModelDetails", run_row(this, MODELS_SHOW, ModelRequest(words)))
 
 
-def _by_source(this: Invocation, words: str) -> str | None:
-    """The id of a model of this machine that these words would pull; another kawai is asked for its plan."""
-    from kawai_tools.models.choosing import words_of  # noqa: PLC0415
-    from kawai_tools.refs import parse_source  # noqa: PLC0415
+def _pull_of(this: Invocation, words: str, missing: KawaiError) -> "Pulling | str":
+    """How a model that is not installed by this name is pulled; or the id by which it is here already.
 
-    if this.is_remote:
-        return None
-    listed = this.workspace.catalog.get(words)
-    try:
-        source = words_of(parse_source(listed.source if listed else words, this.settings.hub_endpoint))
-    except KawaiError:
-        return None
-    known = this.workspace.models.index.by_sources([source]).get(source, [])
-    return next((entry.record.id for entry in known if entry.present), None)
-
-
-def _pull_of(this: Invocation, words: str) -> "Pulling | None":
-    """How a model that is not installed is pulled: from the catalog, else a source, if it is either."""
-    from kawai_tools.operations.catalog import (  # noqa: PLC0415
-        CATALOG_PULL,
-        CATALOG_SHOW,
-        CatalogPullRequest,
-        EntryRequest,
-    )
+    Raises ``missing`` where it is neither of a catalog nor a source.
+    """
+    from kawai_tools.catalog.entries import Entry  # noqa: PLC0415
+    from kawai_tools.catalog.meaning import meant  # noqa: PLC0415
+    from kawai_tools.models.records import Record  # noqa: PLC0415
+    from kawai_tools.operations.catalog import CATALOG_PULL, CatalogPullRequest  # noqa: PLC0415
     from kawai_tools.operations.models import MODELS_PULL, PullRequest  # noqa: PLC0415
 
-    try:
-        entry = cast("CatalogDetails", run_row(this, CATALOG_SHOW, EntryRequest(words)))
-    except (EntryNotFound, InvalidRequest):
-        if not _names_source(words):
-            return None
+    if this.is_remote:
+        entry = _listed_there(this, words, missing)
+    else:
+        found = meant(words, this.workspace.models, this.workspace.catalog, this.settings.hub_endpoint)
+        if isinstance(found, Record):
+            return found.id
+        entry = found.row.id if isinstance(found, Entry) else None
+    if entry is None:
         return lambda *, dry_run: run_row(this, MODELS_PULL, PullRequest(words, dry_run=dry_run))
-    return lambda *, dry_run: run_row(this, CATALOG_PULL, CatalogPullRequest(entry.id, dry_run=dry_run))
+    return lambda *, dry_run: run_row(this, CATALOG_PULL, CatalogPullRequest(entry, dry_run=dry_run))
 
 
-def _names_source(words: str) -> bool:
-    """Whether words could be where a model is pulled from."""
-    from kawai_tools.refs import parse_source  # noqa: PLC0415
+def _listed_there(this: Invocation, words: str, missing: KawaiError) -> str | None:
+    """The id of an entry of another kawai's catalog, or ``None`` for a source; its plan tells the rest."""
+    from kawai_tools.catalog.meaning import names_source  # noqa: PLC0415
+    from kawai_tools.operations.catalog import CATALOG_LIST, CatalogRequest  # noqa: PLC0415
 
-    try:
-        parse_source(words)
-    except KawaiError:
-        return False
-    return "/" in words
+    rows = cast("list[CatalogRow]", run_row(this, CATALOG_LIST, CatalogRequest(search=words)))
+    found = next((row.id for row in rows if row.id.casefold() == words.casefold()), None)
+    if found is None and not names_source(words, this.settings.hub_endpoint):
+        raise missing
+    return found
 
 
 class Pulling(Protocol):

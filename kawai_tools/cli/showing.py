@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from kawai_tools.cli import text
 from kawai_tools.cli.output import Output
 from kawai_tools.cli.text import Column, safe
+from kawai_tools.cli.verdict import short
 from kawai_tools.errors import from_info
 from kawai_tools.models.model import (
     Capabilities,
@@ -128,6 +129,7 @@ def plan(output: Output, planned: PlanPayload) -> str:
         ("Total", text.size(planned.total)),
         ("Needed", text.size(planned.needed)),
         ("Free", text.size(planned.free)),
+        ("Memory", short(planned.fit)),
     ]
     return output.table(columns, [_planned(file) for file in planned.files]) + "\n" + text.facts(facts)
 

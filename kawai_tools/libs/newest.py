@@ -1,7 +1,6 @@
 """The newest build for a machine: from what was answered lately, or asked for within seconds."""
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 
@@ -9,6 +8,7 @@ from kawai_tools.errors import BuildNotFound, KawaiError, UpstreamTimeout, Versi
 from kawai_tools.libs.builds import Choice, Wish, builds_in, choose, rank
 from kawai_tools.libs.platforms import Machine
 from kawai_tools.libs.release import Answers, Channel, Release
+from kawai_tools.transfer.asking import Asked
 
 FRESH = timedelta(minutes=10)
 """How old an answer may be that is shown without asking."""
@@ -57,7 +57,7 @@ class Newest:
         if known is not None and timedelta(0) <= datetime.now(UTC) - known[1] < FRESH:
             with contextlib.suppress(BuildNotFound, VersionNotFound):  # it may be on a further page
                 return pick([known[0]], self._machine, wish)
-        found = _Asked(lambda: self._ask(channel, wish, PATIENCE)).within(PATIENCE + _SPARE)
+        found = Asked(lambda: self._ask(channel, wish, PATIENCE)).within(PATIENCE + _SPARE)
         if found is None:
             raise UpstreamTimeout(f"{self._answers.api} is not found in time", "check the network connection")
         return found
@@ -69,27 +69,3 @@ class Newest:
             return pick([known[0]], self._machine, wish) if known else None
         except (BuildNotFound, VersionNotFound):
             return None
-
-
-class _Asked(threading.Thread):
-    """A question in a thread of its own: looking up a name may block for longer than anybody waits."""
-
-    def __init__(self, question: Callable[[], Found]) -> None:
-        super().__init__(name="ask-latest", daemon=True)
-        self._question = question
-        self._answer: Found | BaseException | None = None
-        self.start()
-
-    def run(self) -> None:
-        try:
-            self._answer = self._question()
-        except BaseException as error:  # noqa: BLE001 - raised in the thread that asks
-            self._answer = error
-
-    def within(self, seconds: float) -> Found | None:
-        """The answer, or ``None`` if there is none in time. Raises what the question raises."""
-        self.join(seconds)
-        answer = self._answer
-        if isinstance(answer, BaseException):
-            raise answer
-        return answer

@@ -8,6 +8,7 @@ from typing import Literal
 
 import msgspec
 
+from kawai_tools.fit import Fit
 from kawai_tools.gguf import ArrayInfo
 
 
@@ -105,7 +106,10 @@ class PlannedFile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PlanPayload(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer to ``dry_run``: ``needed`` bytes of disk are still to be claimed, ``free`` there are."""
+    """The answer to ``dry_run``: ``needed`` bytes of disk are still to be claimed, ``free`` there are.
+
+    ``fit`` tells whether the model will run; ``None`` where nothing can be said of it.
+    """
 
     id: str
     exists: bool
@@ -113,6 +117,7 @@ class PlanPayload(msgspec.Struct, frozen=True, kw_only=True):
     total: int
     needed: int
     free: int
+    fit: Fit | None = None
 
 
 class LoadedModel(msgspec.Struct, frozen=True, kw_only=True):

@@ -102,7 +102,7 @@ class _Planning:
     def plan(self, projection: File | None, *, pair: bool) -> Plan:
         """Plan; with ``pair`` the projection of a repository comes along, or one that is here stays."""
         self.store.recover()
-        entry = None if self.force else self._installed()
+        entry = None if self.force else installed_by(self.store, self.source)
         if entry is not None:
             self.path, self.record = entry.record.path, entry.record
             return self._plan_installed(entry.record, projection)
@@ -114,21 +114,6 @@ class _Planning:
         return self._plan_files(weights, projection, pair=pair)
 
     # what is installed already
-
-    def _installed(self) -> Entry | None:
-        """The installed model with this source whose files have the recorded sizes."""
-        found = self.store.index.by_source(self.words)
-        source = self.source
-        if isinstance(source, HubRepo) and source.quantization:
-            wanted = quantization_named(source.quantization)
-            beside = self.store.index.by_repository(source.owner, source.repo)
-            found += [
-                each for each in beside if each.record.url and quantization_of(each.record.path) == wanted
-            ]
-        return next((entry for entry in found if entry.present and self._is_whole(entry.record)), None)
-
-    def _is_whole(self, record: Record) -> bool:
-        return all(size_of(self.store.layout, file) == file.size for file in record.files)
 
     def _plan_installed(self, record: Record, projection: File | None) -> Plan:
         self._hold_installed(record)
@@ -207,7 +192,7 @@ class _Planning:
         if before is None or not before.present or self.force or all(file.installed for file in planned):
             return
         record = before.record
-        if self.words in record.sources or not self._is_whole(record):
+        if self.words in record.sources or not is_whole(self.store, record):
             return
         if record.url is None and not all(file.sha256 for file in record.weights):
             raise DifferentVersion(
@@ -274,6 +259,21 @@ class _Planning:
                 "one command pulls one model; the second URL can only be its mmproj file",
             )
         return remote
+
+
+def installed_by(store: Store, source: Source) -> Entry | None:
+    """The installed model with this source whose files have the recorded sizes."""
+    found = store.index.by_source(words_of(source))
+    if isinstance(source, HubRepo) and source.quantization:
+        wanted = quantization_named(source.quantization)
+        beside = store.index.by_repository(source.owner, source.repo)
+        found += [each for each in beside if each.record.url and quantization_of(each.record.path) == wanted]
+    return next((entry for entry in found if entry.present and is_whole(store, entry.record)), None)
+
+
+def is_whole(store: Store, record: Record) -> bool:
+    """Whether the files of a model have the sizes that were recorded."""
+    return all(size_of(store.layout, file) == file.size for file in record.files)
 
 
 def _url_of(source: Source) -> str:

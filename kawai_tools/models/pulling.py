@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,15 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from kawai_tools.errors import (
-    Conflict,
-    IncompleteModel,
-    KawaiError,
-    ModelNotFound,
-    NoSpace,
-    NotAModel,
-    NotFound,
-)
+from kawai_tools.errors import Conflict, IncompleteModel, KawaiError, ModelNotFound, NoSpace, NotAModel
 from kawai_tools.events import ModelPullEvent, Progress, Status
 from kawai_tools.files import free_space, storage_errors
 from kawai_tools.gguf import Header, read_header_fd, sniff
@@ -27,13 +20,10 @@ from kawai_tools.models.plan import Plan, PlanFile
 from kawai_tools.models.planning import is_same
 from kawai_tools.models.records import Facts, FileRecord, Record, now
 from kawai_tools.models.store import Store
-from kawai_tools.refs import PlainUrl, parse_source
-from kawai_tools.transfer.egress import origin_of
 from kawai_tools.transfer.fetching import Fetcher, Pace, Wanted, claim_space
-from kawai_tools.transfer.hub import Hub, refusal
+from kawai_tools.transfer.hub import Hub
 from kawai_tools.transfer.partials import Partial
 from kawai_tools.transfer.pulls import Job, Pull
-from kawai_tools.transfer.responses import Response
 
 _AGAIN = "run the same command again"
 _TICK = 0.05
@@ -197,16 +187,8 @@ class Carry:
         return replace(file, partial=partial, installed=None)
 
     def _fetch(self, fetcher: Fetcher, file: PlanFile) -> FileRecord:
-        def refuse(answer: Response) -> KawaiError:
-            # what a redirect leads to is no hub: its 403 says nothing of gates and tokens
-            source = PlainUrl(file.remote.url) if answer.via else parse_source(file.remote.url)
-            known = origin_of(answer.url) in self.hub.outbound.credentials
-            problem = refusal(answer, source, has_token=known)
-            if isinstance(problem, NotFound):
-                problem.url = file.remote.url
-            return problem
-
         remote = file.remote
+        refuse = functools.partial(self.hub.refusal_of, remote)
         digest = fetcher.fetch(
             Wanted(remote, file.path, file.partial, lambda head: check_head(head, file), refuse)
         )

@@ -89,9 +89,9 @@ class Store:
         """All that is known of a model."""
         entry = self.find(ref)
         record = entry.record
-        header = self._header(entry, record.weights[0].path)
-        shards = [self._header(entry, file.path) for file in record.weights[1:]]
-        projection = self._header(entry, record.projection.path) if record.projection else None
+        header = self.header(record.id, record.weights[0].path)
+        shards = [self.header(record.id, file.path) for file in record.weights[1:]]
+        projection = self.header(record.id, record.projection.path) if record.projection else None
         return ModelDetails(
             **msgspec.structs.asdict(entry.row(last_used(self.layout.lock(record.path)))),
             files=[ModelFile(file.path, file.size, file.sha256, file.role) for file in record.files],
@@ -104,17 +104,18 @@ class Store:
             config={"context_length": Setting(header.context_length, "model")},
         )
 
-    def _header(self, entry: Entry, path: str) -> Header:
+    def header(self, model_id: str, path: str) -> Header:
+        """The header of a file of an installed model. Raises ``ModelNotFound`` or ``MalformedGguf``."""
         try:
             return read_header(self.layout.file(path))
         except (FileNotFoundError, NotADirectoryError):
             self.require_mounted()
             raise ModelNotFound(
-                f"{entry.record.id} is listed, but its file {path} is gone",
-                f"pull it again, or run: kawai models rm {entry.record.id}",
+                f"{model_id} is listed, but its file {path} is gone",
+                f"pull it again, or run: kawai models rm {model_id}",
             ) from None
         except MalformedGguf as error:
-            error.hint = f"the file was damaged; kawai models verify {entry.record.id} says more"
+            error.hint = f"the file was damaged; kawai models verify {model_id} says more"
             raise
 
     def check_ready(self) -> None:

@@ -1,7 +1,9 @@
 """The rows of the catalog."""
 
+import time
 from typing import TYPE_CHECKING, Annotated
 
+import msgspec
 from msgspec import Meta
 
 from kawai_tools.catalog.catalog import CAPABILITIES, Query
@@ -65,7 +67,11 @@ def _rows_at_hand(workspace: Workspace, request: CatalogRequest | FilterRequest)
 
 
 def _show(workspace: Workspace, request: EntryRequest) -> CatalogDetails:
-    return workspace.catalog.details(_find(workspace, request.model), workspace.machine.memory)
+    from kawai_tools.operations.fit import fit_of_entry  # noqa: PLC0415 - a list tells of no fit
+
+    entry = _find(workspace, request.model)
+    details = workspace.catalog.details(entry, workspace.machine.memory)
+    return msgspec.structs.replace(details, fit=fit_of_entry(workspace, entry, details))
 
 
 def _find(workspace: Workspace, words: str) -> "Entry":
@@ -92,13 +98,16 @@ def _is_source(workspace: Workspace, words: str) -> bool:
 def _pull(workspace: Workspace, request: CatalogPullRequest) -> "Feed[Event] | PlanPayload":
     from kawai_tools.catalog.planning import job_of, plan_entry  # noqa: PLC0415 - a list plans nothing
 
+    begun = time.monotonic()
     check_connections(request.connections)
     rate = rate_of(request.limit_rate)
     entry = _find(workspace, request.model)
     has_token = bool(workspace.listed_outbound.credentials)
     plan = plan_entry(workspace.listed_planner, entry, force=request.force, has_token=has_token)
     if request.dry_run:
-        return plan.payload
+        from kawai_tools.operations.fit import fit_of_plan  # noqa: PLC0415
+
+        return msgspec.structs.replace(plan.payload, fit=fit_of_plan(workspace, plan, begun, listed=True))
     job = workspace.listed_puller.job(plan, connections=request.connections, limit_rate=rate)
     return workspace.pulls.start(job_of(entry, job, has_token=has_token))
 
@@ -137,6 +146,7 @@ CATALOG_SHOW = Operation(
     result=Payload(CatalogDetails),
     level=Level.READ,
     run=_show,
+    waits=True,
     summary="Show one model of the catalog, and whether there is room for it",
 )
 CATALOG_PULL = Operation(

@@ -103,6 +103,7 @@ def _index(workspace: Workspace, _: NoRequest) -> None:
 
 
 def _pull(workspace: Workspace, request: PullRequest) -> "Feed[Event] | PlanPayload":
+    begun = time.monotonic()
     check_connections(request.connections)
     rate = rate_of(request.limit_rate)
     try:
@@ -112,7 +113,9 @@ def _pull(workspace: Workspace, request: PullRequest) -> "Feed[Event] | PlanPayl
             error.hint = f"it is an id of the catalog: kawai catalog pull {entry.row.id}"
         raise
     if request.dry_run:
-        return plan.payload
+        from kawai_tools.operations.fit import fit_of_plan  # noqa: PLC0415
+
+        return msgspec.structs.replace(plan.payload, fit=fit_of_plan(workspace, plan, begun, listed=False))
     job = workspace.puller.job(plan, connections=request.connections, limit_rate=rate)
     return workspace.pulls.start(job)
 

@@ -6,6 +6,7 @@ from kawai_tools.operations import (
     carry,
     catalog,
     doctor,
+    fit,
     libs,
     logs,
     models,
@@ -29,6 +30,7 @@ OPERATIONS: tuple[Operation[Request], ...] = tuple(
         logs,
         carry,
         storage,
+        fit,
         doctor,
         service,
     )

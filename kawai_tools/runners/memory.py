@@ -25,19 +25,25 @@ class Budget:
             return self._wanted
         now = time.monotonic()
         if now - self._looked > FRESH:
-            self._looked, self._free, self._total = now, _free(), _total()
-        return max(0, min(self._total, self._free + kept) - max(RESERVE, self._total // SHARE))
+            self._looked, self._free, self._total = now, _free(), total()
+        return max(0, min(self._total, self._free + kept) - reserve(self._total))
 
 
-def _total() -> int:
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+def reserve(memory: int) -> int:
+    """Bytes of so many that are left to others."""
+    return max(RESERVE, memory // SHARE)
+
+
+def total() -> int:
+    """Bytes of main memory that processes here may use."""
+    built_in = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     allowed = _text("/sys/fs/cgroup/memory.max").strip()
-    return min(total, int(allowed)) if allowed.isdecimal() else total
+    return min(built_in, int(allowed)) if allowed.isdecimal() else built_in
 
 
 def _free() -> int:
     found = re.search(r"^MemAvailable:\s+(\d+) kB", _text("/proc/meminfo"), re.MULTILINE)
-    return int(found[1]) * 1024 if found else _total()
+    return int(found[1]) * 1024 if found else total()
 
 
 def _text(path: str) -> str:

@@ -39,9 +39,10 @@ class Tuning:
         self._settings = settings
         self._defaults = defaults
 
-    def run(self, model_id: str) -> Run:
-        """How a model is to be run."""
-        found = {name: value for name, (value, _) in self._effective(model_id).items() if value is not None}
+    def run(self, model_id: str, defaults: Mapping[str, int | float] | None = None) -> Run:
+        """How a model is to be run; ``defaults`` is what the catalog says of one that is not installed."""
+        effective = self._effective(model_id, defaults)
+        found = {name: value for name, (value, _) in effective.items() if value is not None}
         sampling = {name: float(value) for name, value in found.items() if name in SAMPLING}
         return Run(
             context_length=_whole(found.get("context_length")),
@@ -60,9 +61,11 @@ class Tuning:
             effective["context_length"] = (most_context, "model")
         return {name: Setting(value, source) for name, (value, source) in effective.items()}
 
-    def _effective(self, model_id: str) -> "dict[str, tuple[int | float | None, str]]":
+    def _effective(
+        self, model_id: str, defaults: Mapping[str, int | float] | None = None
+    ) -> "dict[str, tuple[int | float | None, str]]":
         own = self._settings.models.get(model_id.casefold(), {})
-        catalog = self._defaults(model_id)
+        catalog = self._defaults(model_id) if defaults is None else defaults
         found: dict[str, tuple[int | float | None, str]] = {}
         for name in PER_MODEL:
             general, source = getattr(self._settings, name), self._settings.source(name)

@@ -1,13 +1,14 @@
 """Patient questions: a small answer wanted from a server that may be slow, busy or down for a moment."""
 
+import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from kawai_tools.errors import KawaiError, RateLimited, Unreachable, UpstreamTimeout
 from kawai_tools.transfer.egress import origin_of
 from kawai_tools.transfer.outbound import Outbound
-from kawai_tools.transfer.patience import Patience, retry_after
+from kawai_tools.transfer.patience import ATTEMPTS, Patience, retry_after
 from kawai_tools.transfer.responses import Response
 from kawai_tools.transfer.wire import Cancelled
 
@@ -21,16 +22,26 @@ class Asker:
     """Asks until it is answered, refused, or out of patience."""
 
     def __init__(
-        self, outbound: Outbound, *, until: float | None = None, pause: Callable[[float], None] = time.sleep
+        self,
+        outbound: Outbound,
+        *,
+        until: float | None = None,
+        pause: Callable[[float], None] = time.sleep,
+        attempts: int = ATTEMPTS,
     ) -> None:
-        """By ``until`` (monotonic) every question must be answered; else each has ``BUDGET`` seconds."""
+        """By ``until`` (monotonic) every question must be answered; else each has ``BUDGET`` seconds.
+
+        A failure that may pass is met with so many ``attempts``.
+        """
         self.outbound = outbound
         self.pause = pause
         self._until = until
+        self._attempts = attempts
 
-    def within(self, seconds: float) -> "Asker":
+    def within(self, seconds: float, attempts: int = ATTEMPTS) -> "Asker":
         """The same, for questions that may take this long in all."""
-        return Asker(self.outbound, until=time.monotonic() + seconds, pause=self.pause)
+        until = time.monotonic() + seconds
+        return Asker(self.outbound, until=until, pause=self.pause, attempts=attempts)
 
     def ask(
         self,
@@ -49,7 +60,7 @@ class Asker:
         broken connection) is asked again first. Raises a kind of ``Upstream`` when patience ends.
         """
         until = self._until or time.monotonic() + BUDGET
-        patience = Patience(until - time.monotonic(), self.pause)
+        patience = Patience(until - time.monotonic(), self.pause, attempts=self._attempts)
         problem: KawaiError | None = None
         while True:
             wait = None
@@ -75,3 +86,29 @@ def _may_pass(problem: KawaiError) -> bool:
     if isinstance(problem, RateLimited):
         return not problem.lasting
     return isinstance(problem, (Unreachable, UpstreamTimeout))
+
+
+class Asked(threading.Thread, Generic[T]):
+    """A question in a thread of its own: looking up a name may block for longer than anybody waits."""
+
+    def __init__(self, question: Callable[[], T]) -> None:
+        """It is asked at once."""
+        super().__init__(name="ask", daemon=True)
+        self._question = question
+        self._answer: T | None = None
+        self._problem: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        """Ask."""
+        try:
+            self._answer = self._question()
+        except BaseException as error:  # noqa: BLE001 - raised in the thread that asks
+            self._problem = error
+
+    def within(self, seconds: float) -> T | None:
+        """The answer, or ``None`` if there is none in time. Raises what the question raises."""
+        self.join(seconds)
+        if self._problem is not None:
+            raise self._problem
+        return self._answer

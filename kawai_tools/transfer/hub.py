@@ -22,18 +22,19 @@ from kawai_tools.errors import (
     InvalidConfig,
     KawaiError,
     ModelGated,
+    NotFound,
     RateLimited,
     RepoNotFound,
     RevisionNotFound,
     Unreachable,
 )
 from kawai_tools.files import read_if_there
-from kawai_tools.refs import HUB, HubFile, HubRepo, PlainUrl
+from kawai_tools.refs import HUB, HubFile, HubRepo, PlainUrl, parse_source
 from kawai_tools.settings import Settings
 from kawai_tools.transfer.asking import Asker
 from kawai_tools.transfer.egress import Origin, origin_of
 from kawai_tools.transfer.outbound import Outbound, next_url
-from kawai_tools.transfer.patience import retry_after
+from kawai_tools.transfer.patience import ATTEMPTS, retry_after
 from kawai_tools.transfer.remote_file import RemoteFile as RemoteFile  # noqa: PLC0414 - part of what a hub says
 from kawai_tools.transfer.responses import REDIRECTS, Response
 
@@ -99,9 +100,9 @@ class Hub:
         self._origin = origin_of(endpoint)
         self._asker = asker or Asker(outbound)
 
-    def within(self, seconds: float) -> "Hub":
+    def within(self, seconds: float, attempts: int = ATTEMPTS) -> "Hub":
         """The same hub, for questions that may take this long in all."""
-        return Hub(self.outbound, self.endpoint, self._asker.within(seconds))
+        return Hub(self.outbound, self.endpoint, self._asker.within(seconds, attempts))
 
     def require_allowed(self) -> None:
         """Raise ``Offline`` or ``HostNotAllowed`` where the hub may not be asked at all."""
@@ -185,6 +186,15 @@ class Hub:
             return bytes(buffer[:done])
 
         return self.ask("GET", file.fetch, PlainUrl(file.url), read, {"Range": f"bytes=0-{count - 1}"})
+
+    def refusal_of(self, file: RemoteFile, answer: Response) -> KawaiError:
+        """What an answer of 400 or more to a request for the file's bytes means."""
+        # what a redirect leads to is no hub: its 403 says nothing of gates and tokens
+        source = PlainUrl(file.url) if answer.via else parse_source(file.url)
+        problem = refusal(answer, source, has_token=origin_of(answer.url) in self.outbound.credentials)
+        if isinstance(problem, NotFound):
+            problem.url = file.url
+        return problem
 
     def ask(
         self,

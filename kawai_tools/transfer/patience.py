@@ -13,12 +13,15 @@ if TYPE_CHECKING:
 LONGEST_WAIT = 6.0
 """Seconds: what is waited at most, whatever ``Retry-After`` asks."""
 
+ATTEMPTS = 5
+"""How often something is tried in a row before it counts as failed."""
+
 
 class Patience:
     """Retries of one purpose: at least four in a row without progress, within a budget of seconds."""
 
     def __init__(
-        self, budget: float = 30.0, pause: Callable[[float], None] = time.sleep, *, attempts: int = 5
+        self, budget: float = 30.0, pause: Callable[[float], None] = time.sleep, *, attempts: int = ATTEMPTS
     ) -> None:
         """``pause`` waits; it may raise to give up."""
         self._attempts = attempts

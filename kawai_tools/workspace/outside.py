@@ -7,6 +7,7 @@ from kawai_tools.settings import Settings
 
 if TYPE_CHECKING:
     from kawai_tools.transfer.egress import Origin
+    from kawai_tools.transfer.headers import Headers
     from kawai_tools.transfer.hub import Hub
     from kawai_tools.transfer.outbound import Outbound
     from kawai_tools.transfer.wire import Timeouts
@@ -69,3 +70,17 @@ class Outside:
         from kawai_tools.transfer.hub import Hub
 
         return Hub(self.listed_outbound, self.settings.hub_endpoint)
+
+    @cached_property
+    def headers(self) -> "Headers":
+        """Headers of files that somebody names."""
+        from kawai_tools.transfer.headers import Headers
+
+        return Headers(self.hub)
+
+    @cached_property
+    def listed_headers(self) -> "Headers":
+        """Headers of files that a catalog names."""
+        from kawai_tools.transfer.headers import Headers
+
+        return Headers(self.listed_hub)

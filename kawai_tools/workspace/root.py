@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from kawai_tools.models.store import Store
     from kawai_tools.models.upstream import Comparison
     from kawai_tools.runners.engines import Engine
+    from kawai_tools.runners.fitting import Fitting
     from kawai_tools.runners.orders import Orders
     from kawai_tools.runners.pool import Pool
     from kawai_tools.runners.process import Place
@@ -176,6 +177,19 @@ class Workspace(Outside):
         return Pace(self.settings.connections, self.settings.limit_rate)
 
     @cached_property
+    def fitting(self) -> "Fitting":
+        """Tells which models will run here."""
+        from kawai_tools.libs.platforms import System
+        from kawai_tools.runners.fitting import Fitting
+        from kawai_tools.runners.room import Rooms
+
+        settings, system = self.settings, self._system or System()
+        rooms = Rooms(
+            self.bundles, lambda: self.machine, system, engine=settings.engine, budget=settings.memory_budget
+        )
+        return Fitting(self.models, rooms, self.tuning)
+
+    @cached_property
     def tuning(self) -> "Tuning":
         """How each model is to be run."""
         from kawai_tools.runners.tuning import Tuning
@@ -185,9 +199,7 @@ class Workspace(Outside):
     def defaults(self, model_id: str) -> "Mapping[str, int | float]":
         """What the catalog says of running an installed model."""
         entry = self.models.index.by_id(model_id)
-        config = self.catalog.config_of(entry.record.sources) if entry else None
-        values = {name: getattr(config, name) for name in config.__struct_fields__} if config else {}
-        return {name: value for name, value in values.items() if value is not None}
+        return self.catalog.config_of(entry.record.sources) if entry else {}
 
     @cached_property
     def orders(self) -> "Orders":
@@ -352,7 +364,8 @@ class Workspace(Outside):
         """Make every noun now, before threads could each make their own."""
         _ = self.pulls, self.models, self.planner, self.puller, self.libs_planner, self.libs_puller
         _ = self.catalog, self.subscriptions, self.tokens, self.listed_planner, self.listed_puller
-        _ = self.orders, self.tuning, self.journals, self.disk
+        _ = self.orders, self.tuning, self.journals, self.fitting, self.headers, self.listed_headers
+        _ = self.disk
 
     def close(self) -> None:
         """Let go of idle connections, and write down what is still to be."""

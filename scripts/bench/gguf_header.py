@@ -30,18 +30,18 @@ def string(data: bytes) -> bytes:
     return struct.pack("<Q", len(data)) + data
 
 
-def write_vocabulary(path: Path) -> Path:
-    """Write a vocabulary file of the size of Gemma's, with scores, token types and merges."""
+def write_vocabulary(path: Path, count: int = TOKENS) -> Path:
+    """Write a vocabulary file, by default of the size of Gemma's, with scores, token types and merges."""
     chance = random.Random(1)  # noqa: S311  # the same file every time
-    words = [chance.randbytes(min(64, int(chance.gammavariate(3, 2.5)))) for _ in range(TOKENS)]
+    words = [chance.randbytes(min(64, int(chance.gammavariate(3, 2.5)))) for _ in range(count)]
     tokens = b"".join(string(word.hex().encode()) for word in words)
-    numbers = struct.pack("<Q", TOKENS) + bytes(4 * TOKENS)
+    numbers = struct.pack("<Q", count) + bytes(4 * count)
     values = [
         ("general.architecture", 8, string(b"gemma3")),
-        ("tokenizer.ggml.tokens", 9, struct.pack("<IQ", 8, TOKENS) + tokens),
+        ("tokenizer.ggml.tokens", 9, struct.pack("<IQ", 8, count) + tokens),
         ("tokenizer.ggml.scores", 9, struct.pack("<I", 6) + numbers),
         ("tokenizer.ggml.token_type", 9, struct.pack("<I", 5) + numbers),
-        ("tokenizer.ggml.merges", 9, struct.pack("<IQ", 8, TOKENS) + tokens),
+        ("tokenizer.ggml.merges", 9, struct.pack("<IQ", 8, count) + tokens),
     ]
     entries = b"".join(string(key.encode()) + struct.pack("<I", kind) + value for key, kind, value in values)
     path.write_bytes(struct.pack("<4sIQQ", b"GGUF", 3, 0, len(values)) + entries)

@@ -1,0 +1,67 @@
+"""How much memory models may take on this machine, by what would run them."""
+
+from collections.abc import Callable
+from functools import cache
+
+from kawai_tools.errors import NoEngine
+from kawai_tools.fit import Gpu
+from kawai_tools.fit import Machine as Room
+from kawai_tools.libs import builds
+from kawai_tools.libs.bundles import Bundles
+from kawai_tools.libs.devices import gpus
+from kawai_tools.libs.platforms import Arch, Machine, Os, Processor, System
+from kawai_tools.runners.engines import Engine, LlamaServer, choose, engines
+from kawai_tools.runners.memory import reserve, total
+
+
+class Rooms:
+    """Tells the room of a machine: what it has, not what happens to be free now. Safe to share."""
+
+    def __init__(
+        self,
+        bundles: Bundles,
+        machine: Callable[[], Machine],
+        system: System,
+        *,
+        engine: str,
+        budget: int | None,
+    ) -> None:
+        """``engine`` and ``budget`` are what the settings say of how models run, and of their memory."""
+        self._bundles = bundles
+        self._machine = machine
+        self._wish = engine
+        self._budget = budget
+        self._gpus = cache(lambda processor: gpus(system, processor, self._memory()))
+
+    def room(self) -> Room:
+        """Bytes of memory, and the GPUs that the build that would run uses."""
+        found: tuple[Gpu, ...] = self._gpus(self.processor())
+        memory = self._memory()
+        most = max(0, memory - reserve(memory)) if self._budget is None else self._budget
+        return Room(most, found, unified=self.processor() is Processor.METAL)
+
+    def arch(self) -> str:
+        """The architecture of this machine, as builds are named by it and ``Load`` knows it."""
+        return {Arch.AMD64: "x64", Arch.ARM64: "arm64"}.get(self._machine().arch or Arch.S390X, "")
+
+    def _memory(self) -> int:
+        known = self._machine().memory
+        return total() if known is None else known
+
+    def engine(self) -> Engine | None:
+        """What would run a model now; ``None`` where nothing is installed that could."""
+        try:
+            return choose(engines(self._bundles), self._wish).engine
+        except NoEngine:
+            return None
+
+    def processor(self) -> Processor:
+        """What computes: as the active build or the embedded engine does, else as the build to get would."""
+        machine, engine = self._machine(), self.engine()
+        if engine is None:
+            return builds.guess(machine, builds.Wish())[0]
+        record = self._bundles.current() if isinstance(engine, LlamaServer) else None
+        if record is not None:
+            return record.processor
+        is_apple = (machine.os, machine.arch) == (Os.DARWIN, Arch.ARM64)
+        return Processor.METAL if is_apple else Processor.CPU  # as the wheels are built
