@@ -88,7 +88,7 @@ def test_little_more_than_the_header_is_fetched(
     assert header == read_header(path)
     assert fetched(shelf) <= max(FIRST, 1.2 * header.data_offset)
     ranges = [each for each in shelf.requests if each.server == "cdn"]
-    assert len(ranges) <= 12
+    assert len(ranges) <= 14
     assert len([each for each in shelf.requests if each.server == "hub"]) == 1, "the signed address is kept"
     made.close()
 

@@ -2,7 +2,7 @@
 
 How long a header is, nobody says beforehand. What is certain to come (eight bytes for each string of an
 array that is left, and so on) is asked for; beyond that what is likely, from the strings seen so far, as far
-as all that was fetched stays within an eighth more than what the header is known to have. Arrays of numbers
+as all that was fetched stays within a tenth more than what the header is known to have. Arrays of numbers
 are stepped over unfetched.
 """
 
@@ -24,7 +24,8 @@ MOST = 64 << 20
 FIRST, _LEAST = 4 << 10, 4 << 10
 _STEP = 8 << 20  # bytes that one request asks for at most
 _MOST_REQUESTS = 64
-_SPARE, _SPARE_STEP = 8, 32  # parts of what is known, and of what was fetched, by which too much may be asked
+_SPARE, _SPARE_STEP = 10, 32  # parts of what is known, and of what was fetched, by which too much may be asked
+_FEW = 16  # parts of what was fetched that are worth a request while that is little
 _REMEMBERED = 128
 _LONGEST = 1 << 20  # characters in a header that is remembered
 
@@ -125,7 +126,7 @@ class RemoteBytes:
         """How many bytes to ask for."""
         sure = offset + certain
         spare = sure + sure // _SPARE - self.fetched
-        least = max(LEAST, min(self.fetched // _SPARE, _LEAST), self.fetched // _SPARE_STEP)
+        least = max(LEAST, min(self.fetched // _FEW, _LEAST), self.fetched // _SPARE_STEP)
         step = max(min(likely + likely // _SPARE_STEP, spare), least if self.fetched else FIRST)
         return max(length, min(step, _STEP))
 
