@@ -94,10 +94,10 @@ def _wanted(build: Path, files: list[str]) -> Iterator[tuple[str, Tensors]]:
 def _write(model: Model, target: Path, tensors: Tensors) -> None:
     architecture = model.architecture
     writer = gguf.GGUFWriter(target, architecture)
-    if tensors:
+    if tensors or architecture in _ENCODERS:  # which want the number of token types, a part of it
         _vocabulary(writer)
     else:
-        writer.add_tokenizer_model("no_vocab")  # only their number is asked for, which metadata has
+        writer.add_tokenizer_model("no_vocab")
     for key, value in metadata(architecture).items():
         _add(writer, f"{architecture}.{key}", value)
     for key in ("alpha_n", "alpha_p", "beta", "eps"):
