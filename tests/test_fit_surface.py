@@ -17,6 +17,7 @@ from kawai_tools.errors import (
     KawaiError,
     MalformedGguf,
     ModelNotFound,
+    NotAModel,
     Offline,
 )
 from kawai_tools.fit import Fit
@@ -177,6 +178,18 @@ def test_a_broken_file_is_an_error_but_not_of_a_plan(workspaces: Workspaces, hub
     hub.add_file(REPO, NAME, b"GGUF" + bytes(5000))
     here = workspaces()
     with pytest.raises(MalformedGguf, match=NAME):
+        fit(here, SOURCE)
+    plan = MODELS_PULL.run(here, PullRequest(SOURCE, dry_run=True))
+    assert getattr(plan, "fit", 0) is None
+
+
+@pytest.mark.parametrize(
+    ("data", "words"), [(tiny_gguf(projection=True), "a projection"), (tiny_gguf(tensors=()), "a vocabulary")]
+)
+def test_what_no_engine_loads_is_said(workspaces: Workspaces, hub: LocalHub, data: bytes, words: str) -> None:
+    hub.add_file(REPO, NAME, data)
+    here = workspaces()
+    with pytest.raises(NotAModel, match=words):
         fit(here, SOURCE)
     plan = MODELS_PULL.run(here, PullRequest(SOURCE, dry_run=True))
     assert getattr(plan, "fit", 0) is None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from kawai_tools import fit
-from kawai_tools.errors import Integrity, KawaiError
+from kawai_tools.errors import Integrity, KawaiError, NotAModel
 from kawai_tools.fit import Fit, Load
 from kawai_tools.gguf import Header
 from kawai_tools.models.plan import Plan
@@ -65,7 +65,7 @@ class Fitting:
     def installed(self, record: Record, context: int | None = None) -> Fit:
         """Judge a model by its files; ``context`` is the tokens of each request, where not as configured.
 
-        Raises ``MalformedGguf``, or ``ModelNotFound`` where a file is gone.
+        Raises ``MalformedGguf``, ``NotAModel``, or ``ModelNotFound`` where a file is gone.
         """
         here = partial(self._here, record.id)
         projection = here(record.projection) if record.projection else None
@@ -126,6 +126,7 @@ class Fitting:
             projection = pieces.projection.header() if pieces.projection else None
         except Unread:
             return fit.guess(pieces.size, room)
+        _require_model(pieces.id, header)
         others = _read_as_can_be(pieces.weights[1:])
         return fit.judge(
             [header, *others],
@@ -155,6 +156,14 @@ class Fitting:
             embeds=capabilities(header, projection).endpoint in {"embeddings", "rerank"},
             processor=self._rooms.arch(),
         )
+
+
+def _require_model(model_id: str, header: Header) -> None:
+    """Refuse what no engine loads by itself."""
+    if header.is_projection:
+        raise NotAModel(f"{model_id} is a projection, not a model", "name the model that it goes with")
+    if header.is_vocabulary:
+        raise NotAModel(f"{model_id} is a vocabulary without tensors, and cannot be loaded")
 
 
 def remaining(seconds: float) -> Callable[[], float]:
