@@ -12,12 +12,12 @@ PLAIN = frozenset((
     "apertus", "arcee", "arctic", "baichuan", "bailingmoe", "bailingmoe2", "bitnet", "bloom", "chatglm",
     "codeshell", "cogvlm", "command-r", "dbrx", "deci", "deepseek", "deepseek2", "dots1", "ernie4_5",
     "ernie4_5-moe", "exaone", "falcon", "gemma", "glm4", "glm4moe", "gpt2", "gptneox", "granite",
-    "granitemoe", "grok", "grovemoe", "hrm_text", "hunyuan-dense", "hunyuan-moe", "hunyuan_vl", "hy_v3", "internlm2",
-    "jais", "jais2", "llama", "llama-embed", "maincoder", "minicpm", "minicpm3", "minimax-m2", "mistral3", "mistral4",
-    "mpt", "nanbeige", "nemotron", "olmo", "olmoe", "openelm", "orion", "paddleocr", "pangu-embedded", "phi2",
-    "phi3", "phimoe", "plamo", "qwen", "qwen2", "qwen2moe", "qwen2vl", "qwen3", "qwen3moe", "qwen3tts",
-    "qwen3vl", "qwen3vlmoe", "refact", "seed_oss", "smollm3", "stablelm", "starcoder", "starcoder2", "t5",
-    "t5encoder", "talkie", "xverse",
+    "granitemoe", "grok", "grovemoe", "hrm_text", "hunyuan-dense", "hunyuan-moe", "hunyuan_vl", "hy_v3",
+    "internlm2", "jais", "jais2", "llama", "llama-embed", "maincoder", "minicpm", "minicpm3", "minimax-m2",
+    "mistral3", "mistral4", "mpt", "nanbeige", "nemotron", "olmo", "olmoe", "openelm", "orion", "paddleocr",
+    "pangu-embedded", "phi2", "phi3", "phimoe", "plamo", "qwen", "qwen2", "qwen2moe", "qwen2vl", "qwen3",
+    "qwen3moe", "qwen3tts", "qwen3vl", "qwen3vlmoe", "refact", "seed_oss", "smollm3", "stablelm",
+    "starcoder", "starcoder2", "t5", "t5encoder", "talkie", "xverse",
 ))
 """Every layer keeps keys and values of every token (or their latent, where the file gives MLA lengths)."""
 
@@ -72,7 +72,8 @@ class Window(NamedTuple):
 
 WINDOWS = {
     "afmoe": Window(4), "cohere2": Window(4), "cohere2moe": Window(4, dense_first=True),
-    "dots3note": Window(0), "exaone-moe": Window(4, size=128), "exaone4": Window(4), "gemma2": Window(2, size=4096),
+    "dots3note": Window(0), "exaone-moe": Window(4, size=128), "exaone4": Window(4),
+    "gemma2": Window(2, size=4096),
     "gemma3": Window(6), "gemma3n": Window(5), "gemma4": Window(0), "gpt-oss": Window(2),
     "granite_swa": Window(0), "laguna": Window(4, dense_first=True), "lfm2": Window(1),
     "llama4": Window(4, size=8192, fixed=True), "maple": Window(0), "mellum": Window(4), "mimo2": Window(0),
@@ -95,5 +96,10 @@ GRAPHS = {
 """Nodes of the graph for each token of a batch, and for each tensor (``llama_context::graph_max_nodes``)."""
 # fmt: on
 
-KNOWN = PLAIN | ENCODERS | RECURRENT | HEADLESS | BOTH | INDEXED | INTERVALS.keys() | WINDOWS.keys()
-"""Every architecture whose needs are known."""
+_UNPROVEN = frozenset(("rwkv6qwen2",))
+"""The build that the estimates are held to does not load what tests write for it."""
+
+KNOWN = (
+    PLAIN | ENCODERS | RECURRENT | HEADLESS | BOTH | INDEXED | INTERVALS.keys() | WINDOWS.keys()
+) - _UNPROVEN
+"""Every architecture whose needs are known: each was written, loaded and measured (``tests/test_fit.py``)."""

@@ -133,7 +133,7 @@ class Model:
         tensors = sum(header.tensor_count for header in self._headers)
         a_token, a_tensor = GRAPHS.get(self.facts.architecture, (0, _NODES_A_TENSOR))
         nodes = max(_LEAST_NODES, load.part * a_token, tensors * a_tensor)
-        cells = load.cells * load.parallel if self.shape.layers else 0
+        cells = load.cells * load.parallel if any(layer.keys for layer in self.shape.layers) else 0
         return (
             PROCESS
             + self.tokens * _TOKEN

@@ -96,8 +96,9 @@ def shape(header: Header) -> Shape:
         index = _index(facts, number) if keys and not windowed[number] else (0, 0)
         own = state if states[number] else 0
         layers.append(Layer(keys + index[0], values + index[1], windowed[number], own))
-    loops = max(1, facts.number("num_loops", 1)) if facts.architecture == "nanbeige" else 1
-    return Shape(tuple(layers) * min(loops, MOST_LAYERS), window, known)
+    loops = facts.number("num_loops", 1) if facts.architecture == "nanbeige" else 1
+    loops = max(1, min(loops, MOST_LAYERS // max(1, len(layers))))
+    return Shape(tuple(layers) * loops, window, known)
 
 
 def _keeping(facts: Facts) -> int:
