@@ -24,7 +24,10 @@ MOST = 64 << 20
 FIRST, _LEAST = 4 << 10, 4 << 10
 _STEP = 8 << 20  # bytes that one request asks for at most
 _MOST_REQUESTS = 64
-_SPARE, _SPARE_STEP = 10, 32  # parts of what is known, and of what was fetched, by which too much may be asked
+_SPARE, _SPARE_STEP = (
+    10,
+    32,
+)  # parts of what is known, and of what was fetched, by which too much may be asked
 _FEW = 16  # parts of what was fetched that are worth a request while that is little
 _REMEMBERED = 128
 _LONGEST = 1 << 20  # characters in a header that is remembered
