@@ -45,7 +45,7 @@ from kawai_tools.runners import process as process_module
 from kawai_tools.runners.asking import ask
 from kawai_tools.runners.engines import Engine, Launch, LlamaServer, Wanted, choose, engines
 from kawai_tools.runners.failures import BACK_OFF
-from kawai_tools.runners.orders import Need, Orders
+from kawai_tools.runners.orders import Orders
 from kawai_tools.runners.pool import PATIENCE, Pool
 from kawai_tools.runners.process import START_PATIENCE, Place, Runner, Spawner, State, Target
 from kawai_tools.runners.seats import Held, Order, Snapshot
@@ -1585,7 +1585,7 @@ def workspace(workspaces: Workspaces) -> Workspace:
 
 def _ordered(workspace: Workspace, name: str, **run: Any) -> tuple[Order, Wanted]:  # noqa: ANN401
     orders = workspace.orders
-    changed = Orders(orders.store, orders.engine, lambda _: Run(**run), orders.place)
+    changed = Orders(orders.store, orders.engine, lambda _: Run(**run), orders.place, orders.fitting)
     order = changed.make(parse_model(name))
     return order, order.make(lambda: None).wanted
 
@@ -1610,15 +1610,33 @@ def test_a_vocabulary_is_not_ordered(workspace: Workspace) -> None:
         workspace.orders.make(parse_model("vocabulary"))
 
 
-def test_the_need_grows_with_the_context(workspace: Workspace, real_model: Path) -> None:
-    from kawai_tools.gguf import read_header  # noqa: PLC0415
+def test_an_order_needs_what_fit_tells(workspace: Workspace, real_model: Path) -> None:
+    (workspace.layout.store / "real.gguf").write_bytes(real_model.read_bytes())
+    workspace.models.reindex()
+    small, large = (
+        _ordered(workspace, "real", context_length=tokens, parallel=2)[0].need for tokens in (4096, 8192)
+    )
+    # 30 layers, 3 heads of 64 for keys and for values, two bytes each, and 72 that tell of a token
+    assert large - small == 2 * 4096 * (30 * 3 * 128 * 2 + 72)
+    record = workspace.models.find(parse_model("real")).record
+    told = workspace.fitting.installed(record)
+    assert _ordered(workspace, "real")[0].need == told.needed
+    assert (told.context, told.parallel) == (4096, 4)
 
-    entry = workspace.models.find(parse_model("small"))
-    header = read_header(real_model)
-    small, large = Need.of(entry, header).at(4096), Need.of(entry, header).at(8192)
-    # 30 layers, 3 heads of 64 for keys and for values, two bytes each
-    assert large - small == 4096 * 30 * 3 * 128 * 2
-    assert small > 4096 * 30 * 3 * 128 * 2
+
+@pytest.mark.parametrize(
+    ("room", "words"),
+    [
+        (500 * 1000**2, "parallel = 3 would fit"),
+        (300 * 1000**2, "parallel = 1 would fit"),
+        (220 * 1000**2, "context_length = 3584 with parallel = 1 would fit"),
+        (120 * 1000**2, "even with context_length = 256 and parallel = 1 it needs 1"),
+    ],
+)
+def test_what_would_fit_is_said(room: int, words: str, workspace: Workspace, real_model: Path) -> None:
+    (workspace.layout.store / "real.gguf").write_bytes(real_model.read_bytes())
+    workspace.models.reindex()
+    assert words in _ordered(workspace, "real", context_length=4096, parallel=4)[0].advice(room)
 
 
 # the real engine

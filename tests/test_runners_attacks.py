@@ -157,7 +157,7 @@ def served(workspaces: Workspaces, engine: Parrot | None = None, **settings: Any
     workspace = workspaces(serves=True, **{"memory_budget": 1 << 40} | settings)
     workspace.models.reindex()
     made = workspace.orders
-    workspace.orders = Orders(made.store, lambda: chosen, made.run, made.place, made.state)
+    workspace.orders = Orders(made.store, lambda: chosen, made.run, made.place, made.fitting, made.state)
     listener = listen("127.0.0.1", 0)
     port = listener.getsockname()[1]
     ready = threading.Event()
@@ -534,7 +534,8 @@ def test_models_with_odd_headers_are_loaded_or_refused_in_words(workspaces: Work
     store.mkdir(parents=True)
     for name, extra in ODD.items():
         tiny_gguf(store / f"{name}.gguf", extra=extra)
-    vast = dict.fromkeys(("llama.block_count", "llama.embedding_length"), (1 << 64) - 1)
+    vast: Mapping[str, Entry] = dict.fromkeys(("llama.block_count", "llama.embedding_length"), (1 << 64) - 1)
+    vast = {**vast, "llama.attention.head_count": 1}
     tiny_gguf(store / "vast.gguf", extra=vast)
     with served(workspaces, max_models=len(ODD)) as up:
         for name in ODD:

@@ -76,6 +76,23 @@ def judge(
     return _Judge(model, load, machine).verdict()
 
 
+def in_ram(
+    headers: Sequence[Header],
+    files: int,
+    projection: Header | None,
+    projection_size: int,
+    load: Load,
+    machine: Machine,
+) -> int:
+    """Bytes of main memory that a model takes when it is loaded as asked, whether or not it fits.
+
+    As many layers as fit are on GPUs; what is wholly there leaves the process itself in main memory.
+    """
+    model = Model(headers, files, projection, projection_size)
+    judging = _Judge(model, load, machine)
+    return max(model.need(load).compute, judging.in_ram())
+
+
 def guess(size: int, machine: Machine) -> Fit:
     """Say so where nothing is known but the size on disk of all files."""
     gpu = _gpu_memory(machine)
@@ -138,6 +155,11 @@ class _Judge:
         if somehow:
             return self._fit("fits_context", somehow, self._layers(somehow))
         return self._fit("no", asked, self._layers(asked))
+
+    def in_ram(self) -> int:
+        """Bytes that are not on GPUs, with the context that is asked for."""
+        on_gpus, left = self._parts(self._load.context, self._layers(self._load.context))
+        return on_gpus + left if self._machine.unified else left
 
     def _need(self, context: int) -> Need:
         if context not in self._needs:

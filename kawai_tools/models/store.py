@@ -18,9 +18,10 @@ from kawai_tools.errors import (
     StoreMissing,
 )
 from kawai_tools.files import Lock, make_directory, write_atomically
-from kawai_tools.gguf import Header, read_header
+from kawai_tools.gguf import Header
 from kawai_tools.models import installing
 from kawai_tools.models.claims import Claim, Finishing, Hold, Renaming, Use
+from kawai_tools.models.headers import Headers
 from kawai_tools.models.index import IdTaken, Index
 from kawai_tools.models.layout import Layout
 from kawai_tools.models.model import ModelDetails, ModelFile, ModelRow, Provenance, Setting
@@ -42,6 +43,7 @@ class Store:
         """Nothing is opened yet."""
         self.layout = layout
         self.index = Index(layout.index, self._found)
+        self._headers = Headers()
         self._scan_guard, self._scans = threading.RLock(), False
 
     # looking up
@@ -107,7 +109,7 @@ class Store:
     def header(self, model_id: str, path: str) -> Header:
         """The header of a file of an installed model. Raises ``ModelNotFound`` or ``MalformedGguf``."""
         try:
-            return read_header(self.layout.file(path))
+            return self._headers.read(self.layout.file(path))
         except (FileNotFoundError, NotADirectoryError):
             self.require_mounted()
             raise ModelNotFound(

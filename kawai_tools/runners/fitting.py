@@ -17,6 +17,8 @@ from kawai_tools.models.plan import Plan
 from kawai_tools.models.records import FileRecord, Record
 from kawai_tools.models.store import Store
 from kawai_tools.models.traits import capabilities
+from kawai_tools.runners.engines import Wanted
+from kawai_tools.runners.estimate import Estimate
 from kawai_tools.runners.room import Rooms
 from kawai_tools.runners.tuning import CONTEXT, PARALLEL, Tuning
 from kawai_tools.transfer.headers import Headers, Unread
@@ -98,6 +100,26 @@ class Fitting:
     def guess(self, size: int) -> Fit:
         """Judge by nothing but bytes on disk."""
         return fit.guess(size, self._rooms.room())
+
+    def estimate(self, record: Record, wanted: Wanted) -> Estimate:
+        """What an installed model needs to be loaded so. Raises ``MalformedGguf`` or ``ModelNotFound``."""
+        headers = [self._store.header(record.id, each.path) for each in record.weights]
+        projection = record.projection
+        return Estimate(
+            id=record.id,
+            headers=headers,
+            files=sum(each.size for each in record.weights),
+            projection=self._store.header(record.id, projection.path) if projection else None,
+            projection_size=projection.size if projection else 0,
+            load=Load(
+                context=wanted.context_length,
+                parallel=wanted.parallel,
+                gpu_layers=wanted.gpu_layers,
+                embeds=wanted.batch is not None,
+                processor=self._rooms.arch(),
+            ),
+            machine=self._rooms.room(),
+        )
 
     # the files
 

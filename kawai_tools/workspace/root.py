@@ -210,7 +210,7 @@ class Workspace(Outside):
         def state() -> object:
             return self.models.index.revision(), stamp(self.bundles.layout.active)
 
-        return Orders(self.models, self._engine, self.tuning.run, self._runners, state)
+        return Orders(self.models, self._engine, self.tuning.run, self._runners, self.fitting, state)
 
     @cached_property
     def _runners(self) -> "Place":
