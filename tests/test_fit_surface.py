@@ -4,6 +4,7 @@ import json
 import re
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -406,3 +407,19 @@ def test_installed_it_is_read_from_disk(faces: Faces) -> None:
     plan = json.loads(faces.cli("catalog", "pull", "Listed-F32", "--dry-run", "--json").out)
     assert (plan["exists"], plan["fit"]) == (True, shown["fit"])
     assert faces.hub.requests == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tokens", [1024, 4096, 8192])
+def test_what_is_told_is_what_a_loaded_model_takes(tokens: int, cli: Program, real_model: Path) -> None:
+    """By the embedded engine; a true build is held to it in test_fit.py."""
+    store = Path(cli.environ["KAWAI_HOME"]) / "models"
+    store.mkdir(parents=True)
+    (store / "real.gguf").symlink_to(real_model)
+    cli.environ["KAWAI_CONTEXT_LENGTH"] = str(tokens)
+    assert cli("models", "index").code == 0
+    with serving(cli, "--engine", "xllamacpp") as daemon:
+        loaded = daemon.ask("POST", "/v1/models/load", {"model": "real"}).json
+        told = daemon.ask("GET", "/v1/fit?source=real").json
+    assert (told["context"], told["parallel"]) == (tokens, 4)
+    assert 0.95 <= told["needed"] / loaded["memory"] <= 1.1

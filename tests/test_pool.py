@@ -111,6 +111,7 @@ class Script:
 
     name = "script"
     most_parallel: int | None = None
+    beside = 0
 
     def __init__(self, text: str = SERVER, hold: Path | None = None) -> None:
         self.text, self.hold = text, hold
@@ -1629,7 +1630,7 @@ def test_an_order_needs_what_fit_tells(workspace: Workspace, real_model: Path) -
     [
         (500 * 1000**2, "parallel = 3 would fit"),
         (300 * 1000**2, "parallel = 1 would fit"),
-        (220 * 1000**2, "context_length = 3584 with parallel = 1 would fit"),
+        (220 * 1000**2, "context_length = 2560 with parallel = 1 would fit"),
         (120 * 1000**2, "even with context_length = 256 and parallel = 1 it needs 1"),
     ],
 )

@@ -96,6 +96,7 @@ class Parrot:
 
     name = "parrot"
     most_parallel: int | None = None
+    beside = 0
 
     def __init__(self, **environ: str) -> None:
         self.environ = environ

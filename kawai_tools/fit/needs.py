@@ -136,6 +136,7 @@ class Model:
         cells = load.cells * load.parallel if any(layer.keys for layer in self.shape.layers) else 0
         return (
             PROCESS
+            + load.beside
             + self.tokens * _TOKEN
             + (merges * _MERGE + _RANKS if merges else 0)
             + (nodes - _LEAST_NODES) * _NODE

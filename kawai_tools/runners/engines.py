@@ -68,6 +68,10 @@ class Engine(Protocol):
     def most_parallel(self) -> int | None:
         """Requests that one of its servers can answer at a time; ``None``: as many as it is told."""
 
+    @property
+    def beside(self) -> int:
+        """Bytes that its program takes beside what ``llama-server`` would, as measured with a small model."""
+
     def why_not(self) -> str | None:
         """Why it cannot be used here; ``None`` where it can."""
 
@@ -80,6 +84,7 @@ class LlamaServer:
 
     name = "llama-server"
     most_parallel = None
+    beside = 0
 
     def __init__(self, bundles: Bundles) -> None:
         """``bundles`` are the installed builds."""
@@ -141,10 +146,11 @@ class Embedded:
         extra: str,
         module: str,
         *,
+        beside: int,
         most_parallel: int | None = None,
     ) -> None:
         """``packages`` are what must be installed, by the extra of this name."""
-        self.name, self.most_parallel = name, most_parallel
+        self.name, self.most_parallel, self.beside = name, most_parallel, beside
         self._packages, self._extra, self._module = packages, extra, module
 
     def why_not(self) -> str | None:
@@ -196,9 +202,14 @@ def engines(bundles: Bundles) -> list[Engine]:
     """Every engine, the one that is preferred first."""
     return [
         LlamaServer(bundles),
-        Embedded("xllamacpp", ("xllamacpp",), "embedded", "serve_xllamacpp"),
+        Embedded("xllamacpp", ("xllamacpp",), "embedded", "serve_xllamacpp", beside=24_000_000),
         Embedded(
-            "llama-cpp-python", _LLAMA_CPP_PYTHON, "llama-cpp-python", "serve_llama_cpp", most_parallel=1
+            "llama-cpp-python",
+            _LLAMA_CPP_PYTHON,
+            "llama-cpp-python",
+            "serve_llama_cpp",
+            beside=57_000_000,
+            most_parallel=1,
         ),
     ]
 

@@ -117,6 +117,7 @@ class Fitting:
                 gpu_layers=wanted.gpu_layers,
                 embeds=wanted.batch is not None,
                 processor=self._rooms.arch(),
+                beside=self._rooms.beside(),
             ),
             machine=self._rooms.room(),
         )
@@ -177,6 +178,7 @@ class Fitting:
             gpu_layers=run.gpu_layers,
             embeds=capabilities(header, projection).endpoint in {"embeddings", "rerank"},
             processor=self._rooms.arch(),
+            beside=engine.beside if engine else 0,
         )
 
 

@@ -48,6 +48,11 @@ class Rooms:
         known = self._machine().memory
         return total() if known is None else known
 
+    def beside(self) -> int:
+        """Bytes that the program of the engine takes beside llama.cpp."""
+        engine = self.engine()
+        return engine.beside if engine else 0
+
     def engine(self) -> Engine | None:
         """What would run a model now; ``None`` where nothing is installed that could."""
         try:
