@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, NamedTuple, cast
 
+from kawai_tools.errors import KawaiError
 from kawai_tools.fit import Load, Need, need
 from kawai_tools.fit.families import ENCODERS, KNOWN
 from kawai_tools.gguf import read_header
@@ -123,11 +124,14 @@ async def load(job: Job, build: Path, folder: Path) -> Loaded:
 
 def loaded(lots: Iterable[Sequence[Job]], build: Path, folder: Path) -> list[Loaded]:
     """Load models, some at a time and those of a lot one after the other; what is in ``folder`` goes then."""
-    left, done = iter(lots), list[Loaded]()
+    left, done, failed = iter(lots), list[Loaded](), list[str]()
 
     async def work() -> None:
         for lot in left:
-            done.extend([await load(job, build, folder) for job in lot])
+            try:
+                done.extend([await load(job, build, folder) for job in lot])
+            except KawaiError as error:
+                failed.append(f"{lot[0].name}: {error.message}")
             for path in {job.weights for job in lot if job.weights.parent == folder}:
                 path.unlink()  # its pages with it
 
@@ -135,6 +139,7 @@ def loaded(lots: Iterable[Sequence[Job]], build: Path, folder: Path) -> list[Loa
         await asyncio.gather(*(work() for _ in range(AT_A_TIME)))
 
     asyncio.run(works())
+    assert not failed, "\n".join(failed)
     return done
 
 

@@ -25,7 +25,7 @@ _TOKEN, _MERGE, _RANKS = 180, 136, 2_000_000
 """Bytes of a token of the vocabulary (its text, its entry in two tables, its place in the server's list), of
 a merge of byte pairs, and of the tables that such a vocabulary needs whatever its size."""
 
-_NODE, _LEAST_NODES, _NODES_A_TENSOR = 860, 1024, 8
+_NODE, _LEAST_NODES, _NODES_A_TENSOR = 880, 1024, 8
 """Bytes of a node of a graph, as made and as scheduled (``llama_context::graph_max_nodes``)."""
 
 _CELL = 72
