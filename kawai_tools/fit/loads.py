@@ -39,7 +39,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
 
     ``context`` is of one request, in tokens; llama.cpp is given ``context * parallel``. ``gpu_layers`` is a
     user's word, None: as many as fit. ``embeds``: whole texts are computed in one go. ``processor`` is the
-    architecture of the build (``x64``, ``arm64``).
+    architecture of the build (``x64``, ``arm64``). ``embedded``: the server runs inside a Python child.
     """
 
     context: int
@@ -49,6 +49,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     gpu_layers: int | None = None
     embeds: bool = False
     processor: str = "x64"
+    embedded: bool = False
 
     @property
     def cells(self) -> int:

@@ -21,6 +21,9 @@ MOST = (1 << 53) - 1
 PROCESS = 21_600_000
 """Bytes of the server and its libraries as far as they are used."""
 
+_PYTHON = 26_000_000
+"""Bytes that a Python child takes besides, with ``xllamacpp`` imported."""
+
 _TOKEN, _MERGE, _RANKS = 180, 136, 2_000_000
 """Bytes of a token of the vocabulary (its text, its entry in two tables, its place in the server's list), of
 a merge of byte pairs, and of the tables that such a vocabulary needs whatever its size."""
@@ -136,6 +139,7 @@ class Model:
         cells = load.cells * load.parallel if any(layer.keys for layer in self.shape.layers) else 0
         return (
             PROCESS
+            + _PYTHON * load.embedded
             + self.tokens * _TOKEN
             + (merges * _MERGE + _RANKS if merges else 0)
             + (nodes - _LEAST_NODES) * _NODE

@@ -17,6 +17,7 @@ from kawai_tools.models.plan import Plan
 from kawai_tools.models.records import FileRecord, Record
 from kawai_tools.models.store import Store
 from kawai_tools.models.traits import capabilities
+from kawai_tools.runners.engines import LlamaServer
 from kawai_tools.runners.room import Rooms
 from kawai_tools.runners.tuning import CONTEXT, PARALLEL, Tuning
 from kawai_tools.transfer.headers import Headers, Unread
@@ -155,6 +156,7 @@ class Fitting:
             gpu_layers=run.gpu_layers,
             embeds=capabilities(header, projection).endpoint in {"embeddings", "rerank"},
             processor=self._rooms.arch(),
+            embedded=engine is not None and not isinstance(engine, LlamaServer),
         )
 
 
