@@ -7,12 +7,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, NamedTuple, cast
 
+from kawai_tools.errors import KawaiError
 from kawai_tools.fit import Load, Need, need
 from kawai_tools.fit.families import ENCODERS, KNOWN
 from kawai_tools.gguf import read_header
 from kawai_tools.journal import Journals
 from kawai_tools.models.traits import capabilities
-from kawai_tools.runners.engines import LlamaServer, Wanted
+from kawai_tools.runners.engines import Engine, LlamaServer, Wanted, engines
 from kawai_tools.runners.process import Place, Runner, Spawner, resident
 from tests.written_models import Model, written
 
@@ -71,6 +72,7 @@ class Job(NamedTuple):
     context: int
     parallel: int = 1
     projection: Path | None = None
+    embedded: bool = False
 
 
 def unpacked(archive: Path, folder: Path) -> Path:
@@ -80,8 +82,11 @@ def unpacked(archive: Path, folder: Path) -> Path:
     return next(folder.glob("llama-*"))
 
 
-def engine(build: Path) -> LlamaServer:
-    """The engine of a build that is merely unpacked."""
+def engine(job: Job, build: Path | None) -> Engine:
+    """The embedded engine, or that of a build which is merely unpacked."""
+    if job.embedded:
+        return next(each for each in engines(cast("Bundles", None)) if each.name == "xllamacpp")
+    assert build is not None
     record = SimpleNamespace(platform=None, version=None)
     layout = SimpleNamespace(bundle=lambda *_: build)
     return LlamaServer(cast("Bundles", SimpleNamespace(current=lambda: record, layout=layout)))
@@ -92,7 +97,12 @@ def estimate(job: Job) -> tuple[Need, Wanted]:
     header = read_header(job.weights)
     projection = read_header(job.projection) if job.projection else None
     endpoint = capabilities(header, projection).endpoint
-    load = Load(context=job.context, parallel=job.parallel, embeds=endpoint in {"embeddings", "rerank"})
+    load = Load(
+        context=job.context,
+        parallel=job.parallel,
+        embeds=endpoint in {"embeddings", "rerank"},
+        beside=engine(job, Path()).beside,
+    )
     size = job.projection.stat().st_size if job.projection else 0
     wanted = Wanted(
         id=job.name,
@@ -108,10 +118,10 @@ def estimate(job: Job) -> tuple[Need, Wanted]:
     return need([header], job.weights.stat().st_size, projection, size, load), wanted
 
 
-async def load(job: Job, build: Path, folder: Path) -> Loaded:
+async def load(job: Job, build: Path | None, folder: Path) -> Loaded:
     """Load one, look, and end it."""
     expected, wanted = estimate(job)
-    runner = Runner(wanted, engine(build), Place(folder, Spawner(), Journals()), lambda: None)
+    runner = Runner(wanted, engine(job, build), Place(folder, Spawner(), Journals()), lambda: None)
     await runner.start(60)
     try:
         held = resident(runner.pid or 0)
@@ -121,13 +131,16 @@ async def load(job: Job, build: Path, folder: Path) -> Loaded:
         await runner.stop(at_once=True)
 
 
-def loaded(lots: Iterable[Sequence[Job]], build: Path, folder: Path) -> list[Loaded]:
+def loaded(lots: Iterable[Sequence[Job]], build: Path | None, folder: Path) -> list[Loaded]:
     """Load models, some at a time and those of a lot one after the other; what is in ``folder`` goes then."""
-    left, done = iter(lots), list[Loaded]()
+    left, done, failed = iter(lots), list[Loaded](), list[str]()
 
     async def work() -> None:
         for lot in left:
-            done.extend([await load(job, build, folder) for job in lot])
+            try:
+                done.extend([await load(job, build, folder) for job in lot])
+            except KawaiError as error:
+                failed.append(f"{lot[0].name}: {error.message}")
             for path in {job.weights for job in lot if job.weights.parent == folder}:
                 path.unlink()  # its pages with it
 
@@ -135,6 +148,7 @@ def loaded(lots: Iterable[Sequence[Job]], build: Path, folder: Path) -> list[Loa
         await asyncio.gather(*(work() for _ in range(AT_A_TIME)))
 
     asyncio.run(works())
+    assert not failed, "\n".join(failed)
     return done
 
 

@@ -144,6 +144,13 @@ def test_copies_for_the_processor_count() -> None:
     assert need([tied], 0, None, 0, Load(context=256)).weights == WEIGHTS + 3 * GB + OUTPUT
 
 
+def test_a_program_around_it_takes_more() -> None:
+    served, embedded = (
+        need([header()], 0, None, 0, Load(context=256, beside=bytes_)) for bytes_ in (0, 24 * MB)
+    )
+    assert embedded.compute - served.compute == embedded.total - served.total == 24 * MB
+
+
 def test_shards_are_summed_and_those_not_read_are_what_their_files_are() -> None:
     first = header()
     first.metadata["split.count"] = 2
@@ -335,7 +342,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return unpacked(archive, tmp_path_factory.mktemp("build"))
 
 
-def held_to(jobs: Sequence[Sequence[Job]], build: Path, folder: Path) -> list[str]:
+def held_to(jobs: Sequence[Sequence[Job]], build: Path | None, folder: Path) -> list[str]:
     """Load them; what was out of bounds."""
     found = loaded(jobs, build, folder)
     assert len(found) == sum(len(lot) for lot in jobs)
@@ -345,6 +352,11 @@ def held_to(jobs: Sequence[Sequence[Job]], build: Path, folder: Path) -> list[st
 def test_the_real_model_needs_what_is_told(real_model: Path, build: Path, tmp_path: Path) -> None:
     jobs = [Job("SmolLM2", real_model, tokens) for tokens in (1024, 4096, 8192)]
     assert not held_to([jobs, [Job("SmolLM2", real_model, 2048, parallel=4)]], build, tmp_path)
+
+
+def test_it_needs_what_is_told_embedded_too(real_model: Path, tmp_path: Path) -> None:
+    jobs = [Job("SmolLM2", real_model, tokens, embedded=True) for tokens in (1024, 8192)]
+    assert not held_to([jobs], None, tmp_path)
 
 
 def test_a_projection_needs_what_is_told(build: Path, tmp_path: Path) -> None:

@@ -23,8 +23,19 @@ TOKENS, CONTEXT = 3072, 32768
 LAYERS, WIDTH, HEADS, KV_HEADS, FORWARD = 8, 512, 8, 4, 1024
 HEAD = WIDTH // HEADS
 
-MLA = {"bailingmoe3", "deepseek2", "deepseek32", "dots3note", "glm-dsa", "hy_v4", "kimi-linear", "mistral4"}
-_LISTED = {"bailingmoe3", "granitehybrid", "jamba", "kimi-linear", "lfm2", "lfm2moe", "nemotron_h"}
+MLA = {"bailingmoe3", "deepseek2", "deepseek32", "dots3note", "glm-dsa", "glm5-next", "hy_v4", "kimi-k3"}
+MLA |= {"kimi-linear", "mistral4"}
+_LISTED = {
+    "bailingmoe3",
+    "glm5-next",
+    "granitehybrid",
+    "kimi-k3",
+    "jamba",
+    "kimi-linear",
+    "lfm2",
+    "lfm2moe",
+    "nemotron_h",
+}
 _LISTED |= {"nemotron_h_moe", "plamo2"}
 _PATTERNED = {
     "cohere2moe",
@@ -52,7 +63,7 @@ _ALL_HEADS |= {"modern-bert", "mpt", "neo-bert", "nomic-bert", "nomic-bert-moe",
 _ALL_HEADS |= {"rwkv6qwen2", "t5", "t5encoder"}
 _ENCODERS = {"bert", "eurobert", "gemma-embedding", "jina-bert-v2", "jina-bert-v3", "modern-bert", "neo-bert"}
 _ENCODERS |= {"nomic-bert", "nomic-bert-moe"}
-_WHOLE = (".bias", "norm", "position_embd", "shortconv", "ssm_", "time_mix", "token_types")
+_WHOLE = (".bias", "compressor_ape", "norm", "position_embd", "shortconv", "ssm_", "time_mix", "token_types")
 _DELTA = {"qwen35", "qwen35moe", "qwen3next"}
 
 
@@ -286,6 +297,20 @@ def _own(architecture: str) -> Metadata:
             "embedding_length_per_layer_input": 64,
             "rope.dimension_count_swa": 64,
             "rope.freq_base_swa": 10000.0,
+        },
+        "glm5-next": {
+            "attention.head_count": HEADS,
+            "attention.key_length": 512,
+            "rope.dimension_count": 0,
+            "attention.indexer.kpool": 4,
+            "hyper_connection.count": 4,
+            "hyper_connection.epsilon": 1e-6,
+            "hyper_connection.sinkhorn_iterations": 2,
+        },
+        "kimi-k3": {
+            "attn_res.block_size": 12,
+            "activation.situ_beta": 4.0,
+            "activation.situ_linear_beta": 25.0,
         },
         "hrm_text": {"block_count": 6, "hrm.layers_per_stack": 1, "hrm.h_cycles": 2, "hrm.l_cycles": 2},
         "hy_v4": {

@@ -31,8 +31,8 @@ RECURRENT = frozenset(("arwkv7", "mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv
 """Every layer keeps a state for each request, whatever its length."""
 
 HEADLESS = frozenset((
-    "bailingmoe3", "granitehybrid", "jamba", "kimi-linear", "lfm2", "lfm2moe", "nemotron_h", "nemotron_h_moe",
-    "plamo2",
+    "bailingmoe3", "glm5-next", "granitehybrid", "jamba", "kimi-k3", "kimi-linear", "lfm2", "lfm2moe",
+    "nemotron_h", "nemotron_h_moe", "plamo2",
 ))
 """Layers without heads of keys keep a state instead."""
 
@@ -40,7 +40,7 @@ ONE_THING = frozenset(("nemotron_h", "nemotron_h_moe"))
 """Layers that feed forward do nothing else, and keep nothing."""
 
 RWKV = frozenset(("arwkv7", "rwkv6", "rwkv6qwen2", "rwkv7"))
-DELTA = frozenset(("bailingmoe3", "kimi-linear"))
+DELTA = frozenset(("bailingmoe3", "glm5-next", "kimi-k3", "kimi-linear"))
 """Those with states of other shapes than Mamba's: of RWKV, and of Kimi's delta attention."""
 
 UNGROUPED = frozenset(("jamba", "mamba"))
@@ -52,7 +52,7 @@ INTERVALS = {"minimax-01": 8, "qwen35": 4, "qwen35moe": 4, "qwen3next": 4}
 BOTH = frozenset(("falcon-h1",))
 """Every layer keeps keys, values and a state."""
 
-INDEXED = frozenset(("deepseek32", "dots3note", "glm-dsa", "hy_v4", "minimax-m3"))
+INDEXED = frozenset(("deepseek32", "dots3note", "glm-dsa", "glm5-next", "hy_v4", "minimax-m3"))
 """Sparse attention: layers keep the keys of an indexer, too."""
 
 
@@ -88,10 +88,15 @@ WINDOWED_LAYERS = {"exaone4": 64}
 SHARING = {"gemma3n": 20}
 """Layers from this one on use what earlier ones keep; elsewhere ``attention.shared_kv_layers`` counts."""
 
+POOLED = {"glm5-next": 3}
+"""Rows that an indexer which pools keeps of a token (``indexer_kpool_row``)."""
+
 GRAPHS = {
-    "bailingmoe3": (40, 32), "hrm_text": (80, 64), "hy_v4": (40, 32), "kimi-linear": (40, 32),
-    "minimax-01": (40, 32), "minimax-m3": (40, 32), "nanbeige": (40, 32), "qwen35": (40, 32),
-    "qwen35moe": (40, 32), "qwen3next": (40, 32),
+    **dict.fromkeys((
+        "bailingmoe3", "deepseek4", "hy_v4", "kimi-linear", "minimax-01", "minimax-m3", "nanbeige", "qwen35",
+        "qwen35moe", "qwen3next", "qwen4exp",
+    ), (40, 32)),
+    "glm5-next": (160, 64), "hrm_text": (80, 64), "kimi-k3": (160, 64),
 }
 """Nodes of the graph for each token of a batch, and for each tensor (``llama_context::graph_max_nodes``)."""
 # fmt: on

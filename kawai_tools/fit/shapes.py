@@ -11,6 +11,7 @@ from kawai_tools.fit.families import (
     INTERVALS,
     KNOWN,
     ONE_THING,
+    POOLED,
     RECURRENT,
     RWKV,
     SHARING,
@@ -198,4 +199,5 @@ def _index(facts: Facts, layer: int) -> tuple[int, int]:
         dense = facts.number("leading_dense_block_count")
         return (length, _lengths(facts, 1, windowed=False)[1]) if layer >= dense else (0, 0)
     kinds = facts.each("attention.indexer.types")
-    return (0, 0) if kinds is not None and not kinds[layer] else (length, 0)
+    rows = POOLED.get(facts.architecture, 1)
+    return (0, 0) if kinds is not None and not kinds[layer] else (rows * length, 0)
