@@ -8,7 +8,8 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from kawai_tools.errors import KawaiError
-from kawai_tools.fit import Load, Need, need
+from kawai_tools.fit import Load, Need
+from kawai_tools.fit import Model as FitModel
 from kawai_tools.fit.families import ENCODERS, KNOWN
 from kawai_tools.gguf import read_header
 from kawai_tools.journal import Journals
@@ -115,7 +116,7 @@ def estimate(job: Job) -> tuple[Need, Wanted]:
         threads=1,  # two that wait for each other crawl where others work as well
         sampling={},
     )
-    return need([header], job.weights.stat().st_size, projection, size, load), wanted
+    return FitModel([header], job.weights.stat().st_size, projection, size).need(load), wanted
 
 
 async def load(job: Job, build: Path | None, folder: Path) -> Loaded:

@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from kawai_tools.fit import Fit, Gpu, Load, Machine, guess, judge, need
+from kawai_tools.fit import Fit, Gpu, Load, Machine, guess, judge
+from kawai_tools.fit import Model as FitModel
 from kawai_tools.fit.families import KNOWN
 from kawai_tools.gguf import Header
 from tests.bundles import real_bundle
@@ -60,12 +61,12 @@ def header(architecture: str = "llama", /, *, arrays: Any = None, **more: Any) -
 
 def kv(model: Header, /, **how: Any) -> int:  # noqa: ANN401
     """Bytes that the cache takes."""
-    return need([model], 0, None, 0, Load(**({"context": 4096} | how))).kv
+    return FitModel([model]).need(Load(**({"context": 4096} | how))).kv
 
 
 def judged(machine: Machine, model: Header | None = None, /, **how: Any) -> Fit:  # noqa: ANN401
     """The verdict on a model, by default the 8B one with 8192 tokens."""
-    return judge([model or header()], 0, None, 0, Load(**({"context": 8192} | how)), machine)
+    return judge(FitModel([model or header()]), Load(**({"context": 8192} | how)), machine)
 
 
 # What a model needs
@@ -128,25 +129,25 @@ def test_an_encoder_keeps_nothing() -> None:
 
 
 def test_an_architecture_that_is_not_known_is_guessed_as_a_plain_one() -> None:
-    known, unknown = (need([header(name)], 0, None, 0, Load(context=4096)) for name in ("llama", "llama9"))
+    known, unknown = (FitModel([header(name)]).need(Load(context=4096)) for name in ("llama", "llama9"))
     assert (known.guess, unknown.guess) == (False, True)
     assert msgspec.structs.replace(unknown, guess=False) == known
 
 
 def test_copies_for_the_processor_count() -> None:
     quantized = msgspec.structs.replace(header(), matrix_sizes={"Q4_K": 3 * GB, "Q6_K": GB})
-    assert need([quantized], 0, None, 0, Load(context=256)).weights == WEIGHTS + 3 * GB
-    assert need([quantized], 0, None, 0, Load(context=256, processor="arm64")).weights == WEIGHTS + 4 * GB
-    assert need([quantized], 0, None, 0, Load(context=256, processor="s390x")).weights == WEIGHTS
+    assert FitModel([quantized]).need(Load(context=256)).weights == WEIGHTS + 3 * GB
+    assert FitModel([quantized]).need(Load(context=256, processor="arm64")).weights == WEIGHTS + 4 * GB
+    assert FitModel([quantized]).need(Load(context=256, processor="s390x")).weights == WEIGHTS
     tied = msgspec.structs.replace(
         quantized, tensor_sizes={"token_embd.weight": OUTPUT}, embedding_type="Q4_K"
     )
-    assert need([tied], 0, None, 0, Load(context=256)).weights == WEIGHTS + 3 * GB + OUTPUT
+    assert FitModel([tied]).need(Load(context=256)).weights == WEIGHTS + 3 * GB + OUTPUT
 
 
 def test_a_program_around_it_takes_more() -> None:
     served, embedded = (
-        need([header()], 0, None, 0, Load(context=256, beside=bytes_)) for bytes_ in (0, 24 * MB)
+        FitModel([header()]).need(Load(context=256, beside=bytes_)) for bytes_ in (0, 24 * MB)
     )
     assert embedded.compute - served.compute == embedded.total - served.total == 24 * MB
 
@@ -155,16 +156,16 @@ def test_shards_are_summed_and_those_not_read_are_what_their_files_are() -> None
     first = header()
     first.metadata["split.count"] = 2
     load = Load(context=4096)
-    assert need([first, BASE], 0, None, 0, load).weights == 2 * WEIGHTS
-    assert need([first], 9 * GB, None, 0, load).weights == 9 * GB
-    assert need([first], 0, None, 0, load).weights == WEIGHTS
+    assert FitModel([first, BASE]).need(load).weights == 2 * WEIGHTS
+    assert FitModel([first], 9 * GB, None, 0).need(load).weights == 9 * GB
+    assert FitModel([first]).need(load).weights == WEIGHTS
 
 
 def test_a_vocabulary_and_a_projection_take_room() -> None:
     load = Load(context=4096)
-    plain, spoken = (need([header(vocab_size=count)], 0, None, 0, load) for count in (1000, 256000))
+    plain, spoken = (FitModel([header(vocab_size=count)]).need(load) for count in (1000, 256000))
     assert 40 * MB < spoken.compute - plain.compute < 60 * MB
-    seeing = need([header()], 0, None, 600 * MB, load)
+    seeing = FitModel([header()], 0, None, 600 * MB).need(load)
     assert 600 * MB <= seeing.projection <= 620 * MB
     assert seeing.total == seeing.weights + seeing.kv + seeing.compute + seeing.projection
     assert seeing.peak > seeing.total
@@ -224,7 +225,7 @@ def test_a_context_is_no_longer_than_the_model_was_trained_for() -> None:
 
 @pytest.mark.parametrize("asked", [1000, 8192, 100_000])
 def test_the_largest_context_is_found(asked: int) -> None:
-    room = need([header()], 0, None, 0, Load(context=512)).total
+    room = FitModel([header()]).need(Load(context=512)).total
     fit = judged(Machine(room + 100), context=asked)
     assert (fit.verdict, fit.context) == ("fits_context", 512)
     assert fit.needed == room
@@ -232,7 +233,7 @@ def test_the_largest_context_is_found(asked: int) -> None:
 
 
 def test_what_fits_with_no_context_does_not_fit() -> None:
-    least = need([header()], 0, None, 0, Load(context=256)).total
+    least = FitModel([header()]).need(Load(context=256)).total
     assert judged(Machine(least)).context == 256
     fit = judged(Machine(least - 1))
     assert (fit.verdict, fit.context, fit.available) == ("no", 8192, least - 1)

@@ -6,6 +6,6 @@ architecture, ``shapes.py`` reads that off a header, ``needs.py`` adds it up, ``
 
 from kawai_tools.fit.judging import Fit, Gpu, Machine, guess, in_ram, judge
 from kawai_tools.fit.loads import Load
-from kawai_tools.fit.needs import Need, need
+from kawai_tools.fit.needs import Model, Need
 
-__all__ = ["Fit", "Gpu", "Load", "Machine", "Need", "guess", "in_ram", "judge", "need"]
+__all__ = ["Fit", "Gpu", "Load", "Machine", "Model", "Need", "guess", "in_ram", "judge"]

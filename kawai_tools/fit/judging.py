@@ -5,14 +5,13 @@ then with some of its layers on the GPU and the others in RAM.
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Literal
 
 import msgspec
 
 from kawai_tools.fit.loads import PAD, Load
 from kawai_tools.fit.needs import MOST, PROCESS, Model, Need
-from kawai_tools.gguf import Header
 
 Verdict = Literal["fits", "fits_context", "fits_layers", "no"]
 
@@ -60,35 +59,19 @@ class Fit(msgspec.Struct, frozen=True, kw_only=True):
     parallel: int
 
 
-def judge(
-    headers: Sequence[Header],
-    files: int,
-    projection: Header | None,
-    projection_size: int,
-    load: Load,
-    machine: Machine,
-) -> Fit:
+def judge(model: Model, load: Load, machine: Machine) -> Fit:
     """Say whether and how a model fits. ``load.context`` is bounded by what the model was trained for."""
-    model = Model(headers, files, projection, projection_size)
     trained = model.header.context_length
     asked = min(load.context, trained) if trained else load.context
     load = msgspec.structs.replace(load, context=max(1, asked))
     return _Judge(model, load, machine).verdict()
 
 
-def in_ram(
-    headers: Sequence[Header],
-    files: int,
-    projection: Header | None,
-    projection_size: int,
-    load: Load,
-    machine: Machine,
-) -> int:
+def in_ram(model: Model, load: Load, machine: Machine) -> int:
     """Bytes of main memory that a model takes when it is loaded as asked, whether or not it fits.
 
     As many layers as fit are on GPUs; what is wholly there leaves the process itself in main memory.
     """
-    model = Model(headers, files, projection, projection_size)
     judging = _Judge(model, load, machine)
     return max(model.need(load).compute, judging.in_ram())
 

@@ -67,9 +67,16 @@ class Model:
     """A model as its header tells it, and what it needs at one context or another."""
 
     def __init__(
-        self, headers: Sequence[Header], files: int, projection: Header | None, projection_size: int
+        self,
+        headers: Sequence[Header],
+        files: int = 0,
+        projection: Header | None = None,
+        projection_size: int = 0,
     ) -> None:
-        """``headers`` are those of its shards, the first one at least; ``files`` their bytes on disk."""
+        """``headers`` are those of its shards, the first one at least.
+
+        ``files`` are the bytes of all its weights on disk; 0: the headers tell.
+        """
         self.header = headers[0]
         self.facts, self.shape = Facts(self.header), shape(self.header)
         whole = len(headers) >= (self.header.split_count or 1)
@@ -177,10 +184,3 @@ class Model:
     def _length(self, what: str) -> int:
         found = self.header.metadata.get(f"tokenizer.ggml.{what}")
         return found.length if isinstance(found, ArrayInfo) else 0
-
-
-def need(
-    headers: Sequence[Header], files: int, projection: Header | None, projection_size: int, load: Load
-) -> Need:
-    """Bytes that a model needs: ``files`` are those of its weights on disk, 0: the headers tell them."""
-    return Model(headers, files, projection, projection_size).need(load)

@@ -1,12 +1,10 @@
 """What a model that is to be loaded needs of main memory, and what of it would fit where that is too much."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
 
-from kawai_tools.fit import Fit, Load, Machine, in_ram, judge
-from kawai_tools.gguf import Header
+from kawai_tools.fit import Fit, Load, Machine, Model, in_ram, judge
 
 LEAST = 256
 """Tokens below which a context is of no use."""
@@ -14,13 +12,10 @@ LEAST = 256
 
 @dataclass(frozen=True)
 class Estimate:
-    """A model by its headers and sizes, how it is to be loaded, and the machine: as ``judge`` takes them."""
+    """A model of this id, how it is to be loaded, and the machine."""
 
     id: str
-    headers: Sequence[Header]
-    files: int
-    projection: Header | None
-    projection_size: int
+    model: Model
     load: Load
     machine: Machine
 
@@ -51,7 +46,7 @@ class Estimate:
         return f"context_length = {found.context} with parallel = 1 would fit; {place}"
 
     def _in_ram(self, load: Load) -> int:
-        return in_ram(self.headers, self.files, self.projection, self.projection_size, load, self.machine)
+        return in_ram(self.model, load, self.machine)
 
     def _judge(self, load: Load, machine: Machine) -> Fit:
-        return judge(self.headers, self.files, self.projection, self.projection_size, load, machine)
+        return judge(self.model, load, machine)

@@ -107,10 +107,12 @@ class Fitting:
         projection = record.projection
         return Estimate(
             id=record.id,
-            headers=headers,
-            files=sum(each.size for each in record.weights),
-            projection=self._store.header(record.id, projection.path) if projection else None,
-            projection_size=projection.size if projection else 0,
+            model=fit.Model(
+                headers,
+                sum(each.size for each in record.weights),
+                self._store.header(record.id, projection.path) if projection else None,
+                projection.size if projection else 0,
+            ),
             load=Load(
                 context=wanted.context_length,
                 parallel=wanted.parallel,
@@ -151,14 +153,13 @@ class Fitting:
             return fit.guess(pieces.size, room)
         _require_model(pieces.id, header)
         others = _read_as_can_be(pieces.weights[1:])
-        return fit.judge(
+        model = fit.Model(
             [header, *others],
             sum(each.size for each in pieces.weights),
             projection,
             pieces.projection.size if pieces.projection else 0,
-            self._load(pieces.id, header, projection, context, defaults),
-            room,
         )
+        return fit.judge(model, self._load(pieces.id, header, projection, context, defaults), room)
 
     def _load(
         self,
