@@ -174,6 +174,21 @@ class TestValid:
         assert len(many.tensor_sizes) == 256
         assert many.tensor_bytes == 1000 * 128
 
+    def test_sizes_of_what_is_multiplied_by(self) -> None:
+        tensors = [
+            ("token_embd.weight", (32, 4), samples.Q8_0),
+            ("position_embd.weight", (32, 4), F32),
+            ("blk.0.attn_q.weight", (32, 2), samples.Q8_0),
+            ("blk.0.ffn_up_exps.weight", (32, 2, 3), samples.Q8_0),
+            ("blk.0.attn_k_b.weight", (32, 2, 3), samples.Q8_0),
+            ("blk.0.attn_norm.weight", (32,), F32),
+            ("output.weight", (32, 4), samples.F16),
+        ]
+        header = read(tiny_gguf(tensors=tensors))
+        assert header.matrix_sizes == {"Q8_0": 2 * 34 + 6 * 34, "F16": 256}
+        assert header.embedding_type == "Q8_0"
+        assert read(tiny_gguf(tensors=[("other", (32,), F32)])).embedding_type is None
+
     @pytest.mark.parametrize("length", [0, 1, 7, 8, 9, 1 << 12, (1 << 20) - 9, 1 << 20, 3 << 20])
     def test_strings_across_the_windows_of_the_reader(self, length: int) -> None:
         for before in range(0, 17, 4):
