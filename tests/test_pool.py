@@ -51,6 +51,7 @@ from kawai_tools.runners.process import START_PATIENCE, Place, Runner, Spawner, 
 from kawai_tools.runners.seats import Held, Order, Snapshot
 from kawai_tools.runners.tuning import Run, Tuning
 from kawai_tools.workspace import Workspace
+from tests.inference import soon as comes
 from tests.program import Program
 from tests.samples import tiny_gguf
 from tests.workspaces import Workspaces
@@ -1341,6 +1342,19 @@ async def test_a_start_may_be_cancelled_at_every_step(bench: Bench, steps: int) 
     left = bench.living()
     assert (left, bool(done)) == ([], True)
     await reaches(lambda: _descriptors() <= before, 2)
+
+
+def test_a_loop_that_is_broken_off_while_a_child_starts_ends_the_child(bench: Bench) -> None:
+    async def broken() -> None:
+        runner = bench.runner(Script(HANGS))
+        starting = asyncio.create_task(runner.start())
+        assert await asyncio.to_thread(comes, lambda: runner.pid)
+        assert not starting.done()
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(broken())
+    assert bench.living() == []
 
 
 @in_loop

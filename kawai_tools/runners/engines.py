@@ -24,6 +24,10 @@ from kawai_tools.libs.bundles import Bundles
 _IMPORTING = 30.0
 """Seconds that an import may take, from a slow disk."""
 
+PROMPTS = 512
+"""MiB of earlier prompts that a server keeps beside its cache. By itself it would keep 8 GiB, one model after
+the other, which no estimate could reckon with (``--cache-ram``)."""
+
 Endpoint = Literal["chat", "completion", "embeddings", "rerank"]
 _GET_ONE = "kawai libs pull gets a build of llama.cpp; pip install 'kawai-tools[embedded]' an embedded one"
 
@@ -115,7 +119,7 @@ class LlamaServer:
         for name, value in wanted.sampling.items():
             if name in _SAMPLING:
                 command += [_SAMPLING[name], str(int(value) if value == int(value) else value)]
-        env = children.environment(os.environ, LLAMA_API_KEY=key)
+        env = children.environment(os.environ, LLAMA_API_KEY=key, LLAMA_ARG_CACHE_RAM=str(PROMPTS))
         return Launch(tuple(command), env, place, hold=place)
 
     def _place(self, record: BundleRecord) -> Path:

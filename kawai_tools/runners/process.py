@@ -208,12 +208,14 @@ class Runner:
         self._hold = hold
 
     async def _wait(self, child: "subprocess.Popen[bytes]") -> None:
-        """Notice the child's end, and end what it has left behind."""
-        await _ended(child)
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(child.pid, signal.SIGKILL)  # not yet reaped, so the group is still its own
-        children.reap(child)
-        self._ended.set()
+        """Notice the child's end, and end what it has left behind; the child itself where the loop ends."""
+        try:
+            await _ended(child)
+        finally:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(child.pid, signal.SIGKILL)  # not yet reaped, so the group is still its own
+            children.reap(child)
+            self._ended.set()
         if self.state in {State.READY, State.STARTING}:
             self.problem = f"{self.engine.name} ended with {children.ending(child.returncode)}"
             _LOG.error("%s: %s: %s", self.wanted.id, self.problem, self.last_words() or "it said nothing")

@@ -8,7 +8,7 @@ import threading
 import msgspec
 import xllamacpp
 
-from kawai_tools.runners.engines import Wanted
+from kawai_tools.runners.engines import PROMPTS, Wanted
 
 _SAMPLING = {
     "temperature": "temp",
@@ -31,6 +31,7 @@ def main() -> int:
     params.api_keys = [os.environ["LLAMA_API_KEY"]]
     params.model_alias = {wanted.id}
     params.ui = False
+    params.cache_ram_mib = PROMPTS
     params.n_parallel = wanted.parallel
     params.n_ctx = wanted.context_length * wanted.parallel
     params.embedding = wanted.endpoint in {"embeddings", "rerank"}
