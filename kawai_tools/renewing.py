@@ -21,8 +21,6 @@ def renewed(workspace: Workspace, settings: Settings) -> Workspace:
 
 def renew(workspace: Workspace, other: Workspace) -> None:
     """Be as the one that :func:`renewed` made. In the event loop's thread, as it changes the pool."""
-    from kawai_tools.runners.memory import Budget  # noqa: PLC0415 - it imports what only a server needs
-
     before = [vars(workspace)[name] for name in WAYS_OUT if name in vars(workspace)]
     vars(workspace).update(vars(other))
     for way in before:
@@ -32,4 +30,4 @@ def renew(workspace: Workspace, other: Workspace) -> None:
             del vars(workspace)[name]
     if "pool" in vars(workspace):
         settings = workspace.settings
-        workspace.pool.set_limits(Budget(settings.memory_budget), settings.max_models, settings.max_queue)
+        workspace.pool.set_limits(workspace.budget(), settings.max_models, settings.max_queue)

@@ -319,14 +319,15 @@ def test_less_context_and_fewer_layers_when_nothing_else_helps() -> None:
     [
         (Machine(16 * GB), "fits"),
         (Machine(8 * GB), "no"),
-        (Machine(8 * GB, (Gpu("one", 16 * GB),)), "fits"),
+        (Machine(16 * GB, (Gpu("one", 16 * GB),)), "fits"),
         (Machine(8 * GB, (Gpu("one", 8 * GB),)), "fits_layers"),
         (Machine(8 * GB, (Gpu("Metal", 6 * GB),), unified=True), "no"),
     ],
 )
 def test_of_a_size_alone_a_guess_is_made(machine: Machine, verdict: str) -> None:
-    fit = guess(8 * GB, machine)
+    fit = guess(8 * GB, machine, Load(context=4096, parallel=4))
     assert (fit.verdict, fit.guess, fit.context, fit.layers) == (verdict, True, None, None)
+    assert (fit.kv, fit.parallel) == (130 * 2000 * 4 * 4096, 4)
     assert fit.needed == fit.weights + fit.kv + fit.compute
     assert (fit.needed <= fit.available) == (verdict != "no")
 

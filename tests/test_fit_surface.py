@@ -1,5 +1,6 @@
 """``fit`` through the command line, the API, plans and the catalog, on machines that tests tell of."""
 
+import contextlib
 import json
 import re
 import time
@@ -11,6 +12,7 @@ import pytest
 
 from kawai_tools.cli.verdict import told
 from kawai_tools.errors import (
+    Busy,
     DifferentVersion,
     FileNotOnHub,
     HostNotAllowed,
@@ -26,6 +28,7 @@ from kawai_tools.libs.devices import gpus
 from kawai_tools.libs.platforms import Processor
 from kawai_tools.operations.fit import FIT, FitRequest
 from kawai_tools.operations.models import MODELS_PULL, PullRequest
+from kawai_tools.refs import parse_model
 from kawai_tools.workspace import Workspace
 from tests.hub import Fault, LocalHub
 from tests.program import Daemon, Program, serving
@@ -143,10 +146,10 @@ def test_a_model_that_differs_from_the_installed_one_is_judged(workspaces: Works
 )
 def test_without_ranges_it_is_a_guess(workspaces: Workspaces, hub: LocalHub, fault: Fault) -> None:
     hub.add_file(REPO, NAME, model(32 << 20))
-    here = workspaces(memory_budget=1 * GIB)
+    here = workspaces(memory_budget=2 * GIB)
     hub.misbehave(fault)
     found = fit(here, SOURCE)
-    assert (found.guess, found.verdict, found.available) == (True, "fits", 1 * GIB)
+    assert (found.guess, found.verdict, found.available) == (True, "fits", 2 * GIB)
     assert fetched(hub) < 8 << 20
     plan = MODELS_PULL.run(here, PullRequest(SOURCE, dry_run=True))
     assert getattr(plan, "fit", None) == found
@@ -423,3 +426,68 @@ def test_what_is_told_is_what_a_loaded_model_takes(tokens: int, cli: Program, re
         told = daemon.ask("GET", "/v1/fit?source=real").json
     assert (told["context"], told["parallel"]) == (tokens, 4)
     assert 0.95 <= told["needed"] / loaded["memory"] <= 1.1
+
+
+def test_more_context_than_there_is_is_said(hub: LocalHub, cli: Program) -> None:
+    hub.add_file(REPO, NAME, model())
+    assert cli("models", "pull", SOURCE).code == 0
+    asked = cli("fit", ID, "--context", "9000")
+    assert (asked.code, asked.out.splitlines()[0]) == (0, "fits")
+    assert "8192 tokens of context, which is what was judged" in asked.err
+    assert cli("fit", ID, "--context", str((1 << 31) + 1)).code == 2
+    assert cli("fit", ID, "--context", "8192").err == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ("https://huggingface.co/acme/smol-GGUF", "page_url"),
+        ("ftp://x/y.gguf", "invalid_source"),
+        ("./foo.gguf", "local_path"),
+        ("acme/smol-GGUF:", "invalid_source"),
+        ("nosuch", "model_not_found"),
+    ],
+)
+def test_what_was_to_be_a_source_is_refused_as_one(words: str, code: str, kawai: Program) -> None:
+    assert kawai("fit", words, "--json").error["code"] == code
+    if code == "model_not_found":
+        assert "OWNER/REPO:QUANT" in kawai("fit", words, "--json").error["hint"]
+
+
+def test_advice_is_what_a_load_would_be_told(workspaces: Workspaces, hub: LocalHub) -> None:
+    hub.add_file(REPO, NAME, model(8 << 20, **WIDE))
+    pull(workspaces(), SOURCE)
+    for budget, words in (
+        (110 << 20, "parallel = "),
+        (70 << 20, "context_length = "),
+        (8 << 20, "even with"),
+    ):
+        here = workspaces(memory_budget=budget, engine="xllamacpp")
+        advice = fit(here, ID).advice
+        assert advice is not None
+        assert words in advice
+        assert advice == here.orders.make(parse_model(ID)).advice(budget)
+
+
+def test_a_gpu_that_is_too_small_for_one_layer_leaves_all_in_memory(
+    workspaces: Workspaces, hub: LocalHub
+) -> None:
+    hub.add_file(REPO, NAME, model(8 << 20, **WIDE))
+    box = Box(8 * GIB, "A, 513")
+    found = fit(workspaces(system=box, memory_budget=GIB, engine="llama-server"), SOURCE)
+    assert (found.verdict, found.layers, found.available) == ("fits", 0, GIB)
+    here = workspaces(system=box, memory_budget=GIB, engine="llama-server", gpu_layers=99)
+    forced = fit(here, SOURCE)
+    assert forced.verdict == "no"
+    assert forced.needed > forced.available
+
+
+def test_few_at_a_time_may_ask_elsewhere(workspaces: Workspaces, hub: LocalHub) -> None:
+    hub.add_file(REPO, NAME, model())
+    here = workspaces()
+    with contextlib.ExitStack() as held:
+        for _ in range(4):
+            held.enter_context(here.fitting.asking())
+        with pytest.raises(Busy):
+            fit(here, SOURCE)
+    assert fit(here, SOURCE).verdict == "fits"

@@ -8,10 +8,15 @@ from kawai_tools.models.records import Record
 from kawai_tools.models.store import Store
 from kawai_tools.refs import Source, parse_model, parse_source
 
+_FORMS = "or give what may be pulled: OWNER/REPO:QUANT, or the address of a GGUF file"
 
-def meant(words: str, store: Store, catalog: Catalog, endpoint: str) -> Record | Entry | Source:
+
+def meant(
+    words: str, store: Store, catalog: Catalog, endpoint: str, *, local_paths: bool = False
+) -> Record | Entry | Source:
     """What these words mean; what would be pulled by them and is here already is what is installed.
 
+    ``local_paths``: a path on this machine is answered with what to do instead (never over HTTP).
     Raises ``ModelNotFound`` or ``InvalidRequest`` for what is none of these, and ``Ambiguous``.
     """
     try:
@@ -20,6 +25,9 @@ def meant(words: str, store: Store, catalog: Catalog, endpoint: str) -> Record |
         missing = error
     entry = catalog.get(words)
     if entry is None and not names_source(words, endpoint):
+        if "/" in words or ":" in words:  # it was to be a source
+            parse_source(words, endpoint, local_paths=local_paths)
+        missing.hint = f"{missing.hint}, {_FORMS}" if missing.hint else _FORMS
         raise missing
     source = parse_source(entry.source if entry else words, endpoint)
     here = installed_by(store, source)
@@ -32,4 +40,4 @@ def names_source(words: str, endpoint: str) -> bool:
         parse_source(words, endpoint)
     except KawaiError:
         return False
-    return "/" in words
+    return True

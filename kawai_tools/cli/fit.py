@@ -36,7 +36,9 @@ def fit(
     ],
     tokens: Annotated[
         int | None,
-        typer.Option("--context", metavar="N", min=1, help="Tokens of context, where not as configured."),
+        typer.Option(
+            "--context", metavar="N", min=1, max=1 << 31, help="Tokens of context, where not as configured."
+        ),
     ] = None,
 ) -> None:
     """Say whether a model will run; that it will not is an answer too, and the exit code is 0."""
@@ -46,3 +48,12 @@ def fit(
     this = invocation(context)
     found = cast("Fit", run(this, FIT, FitRequest(source, tokens)))
     this.output.payload(found, verdict.told)
+    if (
+        tokens is not None
+        and found.context is not None
+        and found.context < tokens
+        and found.verdict == "fits"
+    ):
+        this.output.note(
+            f"the model has no more than {found.context} tokens of context, which is what was judged"
+        )

@@ -123,7 +123,8 @@ def _pull_of(this: Invocation, words: str, missing: KawaiError) -> "Pulling | st
     if this.is_remote:
         entry = _listed_there(this, words, missing)
     else:
-        found = meant(words, this.workspace.models, this.workspace.catalog, this.settings.hub_endpoint)
+        here = this.workspace
+        found = meant(words, here.models, here.catalog, this.settings.hub_endpoint, local_paths=True)
         if isinstance(found, Record):
             return found.id
         entry = found.row.id if isinstance(found, Entry) else None

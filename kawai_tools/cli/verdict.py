@@ -54,10 +54,4 @@ def _advice(found: "Fit") -> str:
         return "the header of its file cannot be read where it is: only the size is known\n"
     if found.guess:
         return "its architecture is not known: its layers are counted as those of most models\n"
-    if found.verdict == "fits_context":
-        return f"put context_length = {found.context} into config.toml\n"
-    if found.verdict == "fits_layers":
-        return "the other layers run on the CPU, which is slower; a smaller quantization may fit whole\n"
-    if found.verdict == "no":
-        return "a smaller quantization, or a smaller model, may fit\n"
-    return ""
+    return f"{found.advice}\n" if found.advice else ""

@@ -83,6 +83,11 @@ class Model:
         self.weights = sum(each.tensor_bytes for each in headers) if whole or not files else files
         self._headers, self._projection, self._projection_size = headers, projection, projection_size
 
+    @property
+    def size(self) -> int:
+        """Bytes of all its files, about."""
+        return min(MOST, self.weights + self._projection_size)
+
     def need(self, load: Load) -> Need:
         """What it takes when it is loaded so."""
         repacked = self._repacked(load)

@@ -52,6 +52,12 @@ class Header(msgspec.Struct, frozen=True):
         return self.text("general.architecture")
 
     @property
+    def kept(self) -> int:
+        """Bytes of memory that it takes to remember this, about."""
+        texts = sum(len(key) + len(value) for key, value in self.metadata.items() if isinstance(value, str))
+        return texts + 200 * len(self.metadata) + 8 * sum(map(len, self.arrays.values()))
+
+    @property
     def name(self) -> str | None:
         """The name its makers gave it."""
         return self.text("general.name")

@@ -5,7 +5,8 @@ from pathlib import Path
 from kawai_tools.files import stamp
 from kawai_tools.gguf import Header, read_header
 
-_MOST = 128
+_MOST, _LONGEST = 128, 1 << 18
+"""Headers that are remembered, and bytes that one may take for that."""
 
 
 class Headers:
@@ -19,7 +20,9 @@ class Headers:
         """The header of a file. Raises ``MalformedGguf``, ``NotAModel`` or ``OSError``."""
         key, known = stamp(path), self._known.get(path)
         if known is None or known[0] != key:
-            if len(self._known) >= _MOST:
-                self._known.clear()
-            known = self._known[path] = (key, read_header(path))
+            known = (key, read_header(path))
+            if known[1].kept < _LONGEST:
+                if len(self._known) >= _MOST:
+                    self._known.clear()
+                self._known[path] = known
         return known[1]

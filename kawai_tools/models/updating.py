@@ -13,6 +13,7 @@ from kawai_tools.errors import Conflict, DigestMismatch, KawaiError, ModelNotFou
 from kawai_tools.events import Status
 from kawai_tools.failure import ErrorInfo
 from kawai_tools.files import free_space
+from kawai_tools.fit import Fit
 from kawai_tools.models.model import PlanPayload
 from kawai_tools.models.plan import Plan, PlanFile
 from kawai_tools.models.planning import size_of
@@ -49,19 +50,20 @@ class Updater:
         look = cache(lambda: self._comparison.look(records))
         return [self._job(entry.record, look) for entry in entries]
 
-    def plans(self, entries: Sequence[Entry]) -> list[UpdatePlan]:
-        """What would be done for each. Raises ``Offline``."""
+    def plans(self, entries: Sequence[Entry], foresee: Callable[[Plan], Fit | None]) -> list[UpdatePlan]:
+        """What would be done for each, and whether it would run as ``foresee`` tells. Raises ``Offline``."""
         self._comparison.look(entry.record for entry in entries if is_from_hub(entry.record))
-        return [self._planned(entry.record) for entry in entries]
+        return [self._planned(entry.record, foresee) for entry in entries]
 
-    def _planned(self, record: Record) -> UpdatePlan:
+    def _planned(self, record: Record, foresee: Callable[[Plan], Fit | None]) -> UpdatePlan:
         plan, error = self._standing(record), None
         try:
             plan = self._plan(record)
             require_space(self._store, plan)
         except KawaiError as problem:
             error = problem.info
-        return UpdatePlan(**msgspec.structs.asdict(plan.payload), error=error)
+        fit = None if plan.exists else foresee(plan)
+        return UpdatePlan(**msgspec.structs.asdict(plan.payload) | {"fit": fit}, error=error)
 
     def _job(self, record: Record, look: Callable[[], None]) -> Job:
         carry = Carry(self._store, self._puller.hub, self._standing(record), self._pace)

@@ -36,18 +36,21 @@ def _fit(workspace: Workspace, request: FitRequest) -> Fit:
     from kawai_tools.models.records import Record  # noqa: PLC0415
     from kawai_tools.runners.fitting import SECONDS  # noqa: PLC0415
 
-    endpoint = workspace.settings.hub_endpoint
-    found = meant(request.source, workspace.models, workspace.catalog, endpoint)
+    endpoint, context = workspace.settings.hub_endpoint, request.context
+    found = meant(
+        request.source, workspace.models, workspace.catalog, endpoint, local_paths=not workspace.serves
+    )
     if isinstance(found, Record):
-        return workspace.fitting.installed(found, request.context)
-    if isinstance(found, Entry):
-        has_token = bool(workspace.listed_outbound.credentials)
-        plan = plan_entry(workspace.listed_planner, found, force=True, has_token=has_token)
-        headers, defaults = workspace.listed_headers, found.row.config.said
-    else:
-        plan = workspace.planner.plan(request.source, None, force=True)
-        headers, defaults = workspace.headers, workspace.catalog.config_of(plan.words)
-    return workspace.fitting.planned(plan, headers, defaults, SECONDS, request.context)
+        return workspace.fitting.installed(found, context)
+    with workspace.fitting.asking():
+        if isinstance(found, Entry):
+            has_token = bool(workspace.listed_outbound.credentials)
+            plan = plan_entry(workspace.listed_planner, found, force=True, has_token=has_token)
+            headers, defaults = workspace.listed_headers, found.row.config.said
+        else:
+            plan = workspace.planner.plan(request.source, None, force=True)
+            headers, defaults = workspace.headers, workspace.catalog.config_of(plan.words)
+        return workspace.fitting.planned(plan, headers, defaults, SECONDS, context)
 
 
 def fit_of_plan(workspace: Workspace, plan: "Plan", begun: float, *, listed: bool) -> Fit | None:
@@ -74,7 +77,9 @@ def fit_of_entry(workspace: Workspace, entry: "Entry", shown: "CatalogDetails") 
     except KawaiError:
         answer = None
     size = shown.files.about
-    return workspace.fitting.guess(size) if answer is None and size is not None else answer
+    if answer is not None or size is None:
+        return answer
+    return workspace.fitting.guess(shown.id, size, None, shown.config.said)
 
 
 def _asked(workspace: Workspace, shown: "CatalogDetails") -> Fit:

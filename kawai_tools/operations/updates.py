@@ -1,5 +1,6 @@
 """The rows that keep what is installed current."""
 
+import time
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -54,8 +55,10 @@ def _outdated(workspace: Workspace, request: NoRequest) -> Outdated:
 
 def _update(workspace: Workspace, request: UpdateRequest) -> "Feed[Event] | list[UpdatePlan]":
     from kawai_tools.models.updating import Updater  # noqa: PLC0415 - what only shows updates nothing
+    from kawai_tools.operations.fit import fit_of_plan  # noqa: PLC0415
     from kawai_tools.transfer.series import Series  # noqa: PLC0415
 
+    begun = time.monotonic()
     check_connections(request.connections)
     pace = workspace.puller.pace_of(request.connections, rate_of(request.limit_rate))
     updater = Updater(workspace.puller, workspace.comparison(), workspace.catalog.pins(), pace)
@@ -63,7 +66,7 @@ def _update(workspace: Workspace, request: UpdateRequest) -> "Feed[Event] | list
     if from_hubs(entries):
         workspace.hub.require_allowed()
     if request.dry_run:
-        return updater.plans(entries)
+        return updater.plans(entries, lambda plan: fit_of_plan(workspace, plan, begun, listed=False))
     return Series(workspace.pulls, updater.jobs(entries), belongs_to_follower=False).start()
 
 

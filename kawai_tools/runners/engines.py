@@ -29,6 +29,9 @@ PROMPTS = 512
 the other, which no estimate could reckon with (``--cache-ram``)."""
 
 Endpoint = Literal["chat", "completion", "embeddings", "rerank"]
+WHOLE_TEXTS = frozenset(("embeddings", "rerank"))
+"""Endpoints that compute a whole text in one go."""
+
 _GET_ONE = "kawai libs pull gets a build of llama.cpp; pip install 'kawai-tools[embedded]' an embedded one"
 
 
@@ -48,7 +51,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def batch(self) -> int | None:
         """Tokens computed in one go: all of a text that is to become one vector; else as the engine likes."""
-        return self.context_length if self.endpoint in {"embeddings", "rerank"} else None
+        return self.context_length if self.endpoint in WHOLE_TEXTS else None
 
 
 @dataclass(frozen=True)

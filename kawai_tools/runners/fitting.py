@@ -4,23 +4,25 @@ A model that is installed is judged by its files, one that is not by headers tha
 where that cannot be done, by the sizes of its files, and then the verdict is a guess.
 """
 
+import contextlib
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from kawai_tools import fit
-from kawai_tools.errors import Integrity, KawaiError, NotAModel
+from kawai_tools.errors import Busy, Integrity, KawaiError, NotAModel
 from kawai_tools.fit import Fit, Load
 from kawai_tools.gguf import Header
 from kawai_tools.models.plan import Plan
 from kawai_tools.models.records import FileRecord, Record
 from kawai_tools.models.store import Store
 from kawai_tools.models.traits import capabilities
-from kawai_tools.runners.engines import Wanted
+from kawai_tools.runners.engines import WHOLE_TEXTS, Wanted
 from kawai_tools.runners.estimate import Estimate
 from kawai_tools.runners.room import Rooms
-from kawai_tools.runners.tuning import CONTEXT, PARALLEL, Tuning
+from kawai_tools.runners.tuning import Tuning
 from kawai_tools.transfer.headers import Headers, Unread
 from kawai_tools.transfer.patience import ATTEMPTS
 from kawai_tools.transfer.remote_file import RemoteFile
@@ -29,6 +31,7 @@ SECONDS = 15.0
 """What reading the headers of one model elsewhere may take."""
 
 _FEW = 3  # attempts, where a guess will do
+_AT_ONCE = 4
 
 Defaults = Mapping[str, int | float]
 
@@ -63,6 +66,7 @@ class Fitting:
         self._store = store
         self._rooms = rooms
         self._tuning = tuning
+        self._few = threading.BoundedSemaphore(_AT_ONCE)
 
     def installed(self, record: Record, context: int | None = None) -> Fit:
         """Judge a model by its files; ``context`` is the tokens of each request, where not as configured.
@@ -87,7 +91,7 @@ class Fitting:
         except Integrity:
             return None
         except KawaiError:
-            return self.guess(pieces.size)
+            return self.guess(pieces.id, pieces.size, None, defaults)
 
     def elsewhere(self, pieces: Pieces, defaults: Defaults) -> Fit:
         """Judge files wherever they are. Raises what reading them does, but for ``Unread``."""
@@ -97,32 +101,42 @@ class Fitting:
         """The memory that models may take here."""
         return self._rooms.room()
 
-    def guess(self, size: int) -> Fit:
+    def guess(self, model_id: str, size: int, context: int | None, defaults: Defaults | None) -> Fit:
         """Judge by nothing but bytes on disk."""
-        return fit.guess(size, self._rooms.room())
+        return fit.guess(
+            size, self._rooms.room(), self._load(model_id, None, context, defaults, embeds=False)
+        )
+
+    @contextlib.contextmanager
+    def asking(self) -> Iterator[None]:
+        """Ask servers elsewhere, a few at a time: it keeps others waiting. Raises ``Busy``."""
+        if not self._few.acquire(blocking=False):
+            error = Busy("several models elsewhere are being judged", "try again in a moment")
+            error.retry_after = 1
+            raise error
+        try:
+            yield
+        finally:
+            self._few.release()
 
     def estimate(self, record: Record, wanted: Wanted) -> Estimate:
         """What an installed model needs to be loaded so. Raises ``MalformedGguf`` or ``ModelNotFound``."""
-        headers = [self._store.header(record.id, each.path) for each in record.weights]
         projection = record.projection
-        return Estimate(
-            id=record.id,
-            model=fit.Model(
-                headers,
-                sum(each.size for each in record.weights),
-                self._store.header(record.id, projection.path) if projection else None,
-                projection.size if projection else 0,
-            ),
-            load=Load(
-                context=wanted.context_length,
-                parallel=wanted.parallel,
-                gpu_layers=wanted.gpu_layers,
-                embeds=wanted.batch is not None,
-                processor=self._rooms.arch(),
-                beside=self._rooms.beside(),
-            ),
-            machine=self._rooms.room(),
+        model = fit.Model(
+            [self._store.header(record.id, each.path) for each in record.weights],
+            sum(each.size for each in record.weights),
+            self._store.header(record.id, projection.path) if projection else None,
+            projection.size if projection else 0,
         )
+        load = Load(
+            context=wanted.context_length,
+            parallel=wanted.parallel,
+            gpu_layers=wanted.gpu_layers,
+            embeds=wanted.batch is not None,
+            processor=self._rooms.arch(),
+            beside=self._rooms.beside(),
+        )
+        return Estimate(record.id, model, load, self._rooms.room())
 
     # the files
 
@@ -145,12 +159,12 @@ class Fitting:
     # the verdict
 
     def _judge(self, pieces: Pieces, context: int | None, defaults: Defaults | None = None) -> Fit:
-        first, room = pieces.weights[0], self._rooms.room()
+        first = pieces.weights[0]
         try:
             header = first.header()
             projection = pieces.projection.header() if pieces.projection else None
         except Unread:
-            return fit.guess(pieces.size, room)
+            return self.guess(pieces.id, pieces.size, context, defaults)
         _require_model(pieces.id, header)
         others = _read_as_can_be(pieces.weights[1:])
         model = fit.Model(
@@ -159,25 +173,28 @@ class Fitting:
             projection,
             pieces.projection.size if pieces.projection else 0,
         )
-        return fit.judge(model, self._load(pieces.id, header, projection, context, defaults), room)
+        embeds = capabilities(header, projection).endpoint in WHOLE_TEXTS
+        load = self._load(pieces.id, header.context_length, context, defaults, embeds=embeds)
+        return Estimate(pieces.id, model, load, self._rooms.room()).fit
 
     def _load(
         self,
         model_id: str,
-        header: Header,
-        projection: Header | None,
+        trained: int | None,
         context: int | None,
         defaults: Defaults | None,
+        *,
+        embeds: bool,
     ) -> Load:
         """How it would be loaded: as the pool does."""
         run, engine = self._tuning.run(model_id, defaults), self._rooms.engine()
-        wish = context or run.context_length or CONTEXT
-        most = (engine.most_parallel if engine else None) or 1000
+        if context is not None:
+            run = run._replace(context_length=context)
         return Load(
-            context=min(wish, header.context_length or wish),
-            parallel=min(run.parallel or PARALLEL, most),
+            context=run.tokens(trained),
+            parallel=run.requests(engine.most_parallel if engine else None),
             gpu_layers=run.gpu_layers,
-            embeds=capabilities(header, projection).endpoint in {"embeddings", "rerank"},
+            embeds=embeds,
             processor=self._rooms.arch(),
             beside=engine.beside if engine else 0,
         )

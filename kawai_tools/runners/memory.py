@@ -3,6 +3,7 @@
 import os
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from kawai_tools.runners.process import FRESH
@@ -14,19 +15,22 @@ RESERVE, SHARE = 1 << 30, 10
 class Budget:
     """Bytes that all models together may take."""
 
-    def __init__(self, wanted: int | None) -> None:
-        """``wanted`` is the user's word; else what is free is looked at, and known for a moment."""
-        self._wanted = wanted
+    def __init__(self, wanted: int | None, beside: Callable[[], int] = lambda: 0) -> None:
+        """``wanted`` is the user's word; else what is free is looked at, and known for a moment.
+
+        ``beside`` are the bytes of GPUs, which models may take as well.
+        """
+        self._wanted, self._beside = wanted, beside
         self._looked, self._free, self._total = float("-inf"), 0, 0
 
     def __call__(self, kept: int) -> int:
         """Of a machine of which models keep so many bytes now."""
         if self._wanted is not None:
-            return self._wanted
+            return self._wanted + self._beside()
         now = time.monotonic()
         if now - self._looked > FRESH:
             self._looked, self._free, self._total = now, _free(), total()
-        return max(0, min(self._total, self._free + kept) - reserve(self._total))
+        return max(0, min(self._total, self._free + kept) - reserve(self._total)) + self._beside()
 
 
 def reserve(memory: int) -> int:

@@ -22,7 +22,7 @@ from kawai_tools.runners.engines import Engine, Wanted
 from kawai_tools.runners.fitting import Fitting
 from kawai_tools.runners.process import Place, Runner
 from kawai_tools.runners.seats import Order
-from kawai_tools.runners.tuning import CONTEXT, PARALLEL, Run
+from kawai_tools.runners.tuning import Run
 
 REMEMBERED, _MOST = 10.0, 256
 """Seconds for which an order is remembered, and how many of them are."""
@@ -92,14 +92,13 @@ class Orders:
     def _wanted(self, entry: Entry, header: Header, run: Run, most_parallel: int | None) -> Wanted:
         layout, record = self.store.layout, entry.record
         projection = self.store.header(record.id, record.projection.path) if record.projection else None
-        wish = run.context_length or CONTEXT
         return Wanted(
             id=record.id,
             weights=str(layout.file(record.weights[0].path)),
             projection=str(layout.file(record.projection.path)) if record.projection else None,
             endpoint=capabilities(header, projection).endpoint,
-            context_length=min(wish, header.context_length or wish),
-            parallel=min(run.parallel or PARALLEL, most_parallel or 1000),
+            context_length=run.tokens(header.context_length),
+            parallel=run.requests(most_parallel),
             gpu_layers=run.gpu_layers,
             threads=run.threads,
             sampling=dict(run.sampling),

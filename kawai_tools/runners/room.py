@@ -1,7 +1,6 @@
 """How much memory models may take on this machine, by what would run them."""
 
 from collections.abc import Callable
-from functools import cache
 
 from kawai_tools.errors import NoEngine
 from kawai_tools.fit import Gpu
@@ -31,14 +30,21 @@ class Rooms:
         self._machine = machine
         self._wish = engine
         self._budget = budget
-        self._gpus = cache(lambda processor: gpus(system, processor, self._memory()))
+        self._system = system
+        self._looked_for: Processor | None = None
+        self._gpus: tuple[Gpu, ...] = ()
+        self.beside_memory = 0
+        """Bytes of GPUs beside main memory, as far as was looked yet."""
 
     def room(self) -> Room:
         """Bytes of memory, and the GPUs that the build that would run uses."""
-        found: tuple[Gpu, ...] = self._gpus(self.processor())
-        memory = self._memory()
+        processor, memory = self.processor(), self._memory()
+        if processor is not self._looked_for or not self._gpus:  # a driver may come later
+            self._looked_for, self._gpus = processor, gpus(self._system, processor, memory)
         most = max(0, memory - reserve(memory)) if self._budget is None else self._budget
-        return Room(most, found, unified=self.processor() is Processor.METAL)
+        found = Room(most, self._gpus, unified=processor is Processor.METAL)
+        self.beside_memory = found.beside
+        return found
 
     def arch(self) -> str:
         """The architecture of this machine, as builds are named by it and ``Load`` knows it."""
@@ -54,19 +60,18 @@ class Rooms:
         return engine.beside if engine else 0
 
     def engine(self) -> Engine | None:
-        """What would run a model now; ``None`` where nothing is installed that could."""
+        """What would run a model; ``None`` where nothing is installed that could, and none is wished for."""
+        known = engines(self._bundles)
         try:
-            return choose(engines(self._bundles), self._wish).engine
+            return choose(known, self._wish).engine
         except NoEngine:
-            return None
+            return next((each for each in known if each.name == self._wish), None)
 
     def processor(self) -> Processor:
         """What computes: as the active build or the embedded engine does, else as the build to get would."""
         machine, engine = self._machine(), self.engine()
-        if engine is None:
-            return builds.guess(machine, builds.Wish())[0]
-        record = self._bundles.current() if isinstance(engine, LlamaServer) else None
-        if record is not None:
-            return record.processor
+        if engine is None or isinstance(engine, LlamaServer):
+            record = self._bundles.current()
+            return record.processor if record else builds.guess(machine, builds.Wish())[0]
         is_apple = (machine.os, machine.arch) == (Os.DARWIN, Arch.ARM64)
         return Processor.METAL if is_apple else Processor.CPU  # as the wheels are built

@@ -17,6 +17,8 @@ Defaults = Callable[[str], Mapping[str, int | float]]
 CONTEXT, PARALLEL = 4096, 4
 """Tokens of context and requests at a time, where nothing else is said."""
 
+_MOST_PARALLEL = 1000
+
 _BUILT_IN: Mapping[str, int] = {"context_length": CONTEXT, "parallel": PARALLEL}
 
 
@@ -29,6 +31,15 @@ class Run(NamedTuple):
     threads: int | None = None
     keep_alive: float = 300.0
     sampling: Mapping[str, float] = {}
+
+    def tokens(self, trained: int | None) -> int:
+        """Tokens of context that each request gets of a model that was trained for so many."""
+        wish = self.context_length or CONTEXT
+        return min(wish, trained or wish)
+
+    def requests(self, most: int | None) -> int:
+        """Requests at a time, by an engine that can answer so many."""
+        return min(self.parallel or PARALLEL, most or _MOST_PARALLEL)
 
 
 class Tuning:

@@ -30,7 +30,7 @@ _SPARE, _SPARE_STEP = (
 )  # parts of what is known, and of what was fetched, by which too much may be asked
 _FEW = 16  # parts of what was fetched that are worth a request while that is little
 _REMEMBERED = 128
-_LONGEST = 1 << 20  # characters in a header that is remembered
+_LONGEST = 1 << 18  # bytes of a header that is remembered
 
 
 class Unread(Exception):
@@ -61,10 +61,7 @@ class Headers:
         if known is not None:
             return known
         header = self._read(RemoteBytes(self._hub, file, seconds, attempts))
-        if (
-            version
-            and sum(len(each) for each in header.metadata.values() if isinstance(each, str)) < _LONGEST
-        ):
+        if version and header.kept < _LONGEST:
             if len(self._known) >= _REMEMBERED:
                 self._known.clear()
             self._known[file.url, version] = header
@@ -111,8 +108,10 @@ class RemoteBytes:
         Raises ``Unread``, ``StartOver``, a kind of ``Upstream``, or what a refusal means.
         """
         end = min(self.size, offset + self._wanted(offset, length, certain, likely))
-        if self.fetched + end - offset > MOST or self.requests >= _MOST_REQUESTS:
+        if self.fetched + end - offset > MOST:
             raise Unread(f"its header is larger than is read from elsewhere ({MOST} bytes)")
+        if self.requests >= _MOST_REQUESTS:
+            raise Unread(f"its header would take more than {_MOST_REQUESTS} requests")
         data = bytearray()
         patience = Patience(self._until - time.monotonic(), attempts=self._attempts)
         problem: KawaiError | None = None

@@ -35,9 +35,11 @@ if TYPE_CHECKING:
     from kawai_tools.models.upstream import Comparison
     from kawai_tools.runners.engines import Engine
     from kawai_tools.runners.fitting import Fitting
+    from kawai_tools.runners.memory import Budget
     from kawai_tools.runners.orders import Orders
     from kawai_tools.runners.pool import Pool
     from kawai_tools.runners.process import Place
+    from kawai_tools.runners.room import Rooms
     from kawai_tools.runners.tuning import Tuning
     from kawai_tools.service.manager import Service
     from kawai_tools.storage.pruning import Pruner
@@ -179,15 +181,19 @@ class Workspace(Outside):
     @cached_property
     def fitting(self) -> "Fitting":
         """Tells which models will run here."""
-        from kawai_tools.libs.platforms import System
         from kawai_tools.runners.fitting import Fitting
+
+        return Fitting(self.models, self._rooms, self.tuning)
+
+    @cached_property
+    def _rooms(self) -> "Rooms":
+        from kawai_tools.libs.platforms import System
         from kawai_tools.runners.room import Rooms
 
         settings, system = self.settings, self._system or System()
-        rooms = Rooms(
+        return Rooms(
             self.bundles, lambda: self.machine, system, engine=settings.engine, budget=settings.memory_budget
         )
-        return Fitting(self.models, rooms, self.tuning)
 
     @cached_property
     def tuning(self) -> "Tuning":
@@ -231,15 +237,20 @@ class Workspace(Outside):
 
         return choose(engines(self.bundles), self.settings.engine).engine
 
+    def budget(self) -> "Budget":
+        """What models may take, by the settings."""
+        from kawai_tools.runners.memory import Budget
+
+        return Budget(self.settings.memory_budget, lambda: self._rooms.beside_memory)
+
     @cached_property
     def pool(self) -> "Pool":
         """The loaded models. Asked for in one event loop only."""
-        from kawai_tools.runners.memory import Budget
         from kawai_tools.runners.pool import Pool
 
         settings = self.settings
         return Pool(
-            budget=Budget(settings.memory_budget),
+            budget=self.budget(),
             most=settings.max_models,
             queue=settings.max_queue,
         )
