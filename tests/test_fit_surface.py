@@ -487,7 +487,7 @@ def test_few_at_a_time_may_ask_elsewhere(workspaces: Workspaces, hub: LocalHub) 
     here = workspaces()
     with contextlib.ExitStack() as held:
         for _ in range(4):
-            held.enter_context(here.fitting.asking())
+            held.enter_context(here.fitting.elsewhere_at_once.one())
         with pytest.raises(Busy):
             fit(here, SOURCE)
     assert fit(here, SOURCE).verdict == "fits"

@@ -107,7 +107,8 @@ def _carry_out(
             f"{error.filename} was removed in the meantime", "run the same command again"
         ) from error
     entry = enter(layout, index, msgspec.structs.replace(record, files=files), facts)
-    _tell_sharers(layout, index, entry.record)
+    if (projection := entry.record.projection) is not None and projection.path in claim.sources:
+        _tell_sharers(layout, index, entry.record)
     if claim.dropping:
         erasing.unlink_unless_shared(layout, index, entry.record, claim.dropping)
     shutil.rmtree(layout.partial(claim.path), ignore_errors=True)
@@ -146,7 +147,10 @@ def _tell_sharers(layout: Layout, index: Index, record: Record) -> None:
     if new is None:
         return
     for other in sharers(index, record):
-        files = [new if file.path == new.path else file for file in other.record.files]
+        files = [
+            msgspec.structs.replace(new, url=file.url) if file.path == new.path else file
+            for file in other.record.files
+        ]
         if files != other.record.files:
             with contextlib.suppress(Integrity, FileNotFoundError):  # it lacks more than that
                 enter(layout, index, msgspec.structs.replace(other.record, files=files))

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
 
+import msgspec
+
 from kawai_tools.errors import (
     DifferentVersion,
     DigestMismatch,
@@ -174,6 +176,8 @@ class _Planning:
         installed = (
             found if found and is_same(self.store.layout, found, remote, strictly=self.force) else None
         )
+        if installed is not None and remote.sha256 is not None:  # another model may have it from elsewhere
+            installed = msgspec.structs.replace(installed, url=remote.url)
         partial = Partial(self.store.layout.partial(self.path), path.rpartition("/")[2], remote)
         return PlanFile(remote, path, role, partial, installed)
 

@@ -4,7 +4,7 @@ import contextlib
 import errno
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -156,13 +156,24 @@ class Carry:
             fetcher.tell(Status.INSTALLING)
             record = self._record(records)
             with self._renaming(record, pull, fetcher):
-                facts = self._facts.get(record.files[0].path)
-                entry = self.store.install(record, _sources(files), facts)
+                sources, facts = _sources(files), self._facts.get(record.files[0].path)
+                entry = self.store.install(self._as_others_left_it(record, sources), sources, facts)
             self.plan = replace(self.plan, id=entry.record.id)
         finally:
             for file in files:
                 file.partial.close()
         return Status.DOWNLOADED
+
+    def _as_others_left_it(self, record: Record, fetched: Collection[str]) -> Record:
+        """The record with what is known now of files that were not fetched: others may have replaced them."""
+        owner, repo, *_ = self.plan.path.split("/")
+        beside = self.store.index.by_repository(owner, repo)
+        now = {file.path: file for entry in beside for file in entry.record.files}
+        files = [
+            file if file.path in fetched else msgspec.structs.replace(now.get(file.path, file), url=file.url)
+            for file in record.files
+        ]
+        return msgspec.structs.replace(record, files=files)
 
     @contextlib.contextmanager
     def _renaming(self, record: Record, pull: Pull, fetcher: Fetcher) -> Iterator[None]:

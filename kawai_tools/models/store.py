@@ -20,7 +20,7 @@ from kawai_tools.errors import (
 from kawai_tools.files import Lock, make_directory, write_atomically
 from kawai_tools.gguf import Header
 from kawai_tools.models import installing
-from kawai_tools.models.claims import Claim, Finishing, Hold, Renaming, Use
+from kawai_tools.models.claims import Claim, Finishing, Hold, Renaming, Use, in_use, read_claim
 from kawai_tools.models.headers import Headers
 from kawai_tools.models.index import IdTaken, Index
 from kawai_tools.models.layout import Layout
@@ -191,6 +191,26 @@ class Store:
     def renaming(self, record: Record) -> Renaming:
         """What must be held while files of a model get their names."""
         return Renaming(self.layout, installing.touched(self.index, record))
+
+    def carry_on(self, path: str, pause: Callable[[float], None]) -> None:
+        """Finish what was cut off at one model, by who holds the lock of its pulls; ``pause`` is waited by.
+
+        Raises ``InUse`` where it was being removed, and somebody uses it.
+        """
+        claim = read_claim(self.layout.partial(path))
+        if claim is None or (claim.installing is None and not claim.removing):
+            return
+        held: Lock | Renaming = self.use_lock(path)
+        if claim.installing is not None:
+            held = self.renaming(claim.installing)
+        while not held.acquire():
+            if claim.installing is None:
+                raise in_use(claim.id)
+            pause(_TICK)
+        try:
+            self.finish(path)
+        finally:
+            held.release()
 
     def hold(self, claim: Claim) -> Hold | Finishing:
         """What must be held to carry on with what was cut off."""

@@ -5,21 +5,28 @@ Whoever has a model loaded keeps what it has opened; the kernel drops that with 
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
 
 import msgspec
 
-from kawai_tools.errors import Conflict, DigestMismatch, KawaiError, ModelNotFound, NoUpstream
+from kawai_tools.errors import (
+    Conflict,
+    DifferentVersion,
+    DigestMismatch,
+    KawaiError,
+    ModelNotFound,
+    NoUpstream,
+)
 from kawai_tools.events import Status
 from kawai_tools.failure import ErrorInfo
 from kawai_tools.files import free_space
 from kawai_tools.fit import Fit
+from kawai_tools.models.installing import sharers
 from kawai_tools.models.model import PlanPayload
 from kawai_tools.models.plan import Plan, PlanFile
 from kawai_tools.models.planning import size_of
 from kawai_tools.models.pulling import Carry, Puller, require_space
 from kawai_tools.models.records import Entry, Record
-from kawai_tools.models.upstream import Comparison, Pins, Upstream, is_from_hub
+from kawai_tools.models.upstream import Comparison, Pins, Upstream, hub_files, is_from_hub
 from kawai_tools.refs import HubFile
 from kawai_tools.transfer.fetching import Pace
 from kawai_tools.transfer.partials import Partial
@@ -36,6 +43,18 @@ class UpdatePlan(PlanPayload, frozen=True, kw_only=True):
     error: ErrorInfo | None
 
 
+class _Once:
+    """What the first that works does for all; one that fails leaves it to the next."""
+
+    def __init__(self, work: Callable[[Callable[[], bool]], None]) -> None:
+        self._work, self._done = work, False
+
+    def __call__(self, stop: Callable[[], bool]) -> None:
+        if not self._done:
+            self._work(stop)
+            self._done = True
+
+
 class Updater:
     """Plans and carries out updates of installed models."""
 
@@ -47,7 +66,7 @@ class Updater:
     def jobs(self, entries: Sequence[Entry]) -> list[Job]:
         """The work for each model, in their order; the first that works asks the hub for all of them."""
         records = [entry.record for entry in entries if is_from_hub(entry.record)]
-        look = cache(lambda: self._comparison.look(records))
+        look = _Once(lambda stop: self._comparison.look(records, stop))
         return [self._job(entry.record, look) for entry in entries]
 
     def plans(self, entries: Sequence[Entry], foresee: Callable[[Plan], Fit | None]) -> list[UpdatePlan]:
@@ -65,11 +84,12 @@ class Updater:
         fit = None if plan.exists else foresee(plan)
         return UpdatePlan(**msgspec.structs.asdict(plan.payload) | {"fit": fit}, error=error)
 
-    def _job(self, record: Record, look: Callable[[], None]) -> Job:
+    def _job(self, record: Record, look: "_Once") -> Job:
         carry = Carry(self._store, self._puller.hub, self._standing(record), self._pace)
 
         def work(pull: Pull) -> Status:
-            look()
+            self._store.carry_on(record.path, pull.pause)
+            look(pull.is_cancelled)
             entry = self._store.index.by_path(record.path)
             if entry is None or not entry.present:
                 raise ModelNotFound(f"{record.id} was removed in the meantime")
@@ -118,10 +138,26 @@ class Updater:
         found = self._comparison.files(record)
         if not any(each.changed for each in found):
             return self._standing(record)
-        files = tuple(self._plan_file(record, each) for each in found if self._is_to_be_fetched(each))
+        fetched = [each for each in found if self._is_to_be_fetched(each)]
+        self._spare_others(record, fetched)
+        files = tuple(self._plan_file(record, each) for each in fetched)
         known = {file.path for file in files}
         kept = tuple(file for file in record.files if file.path not in known)
         return replace(self._standing(record), files=files, kept=kept, exists=False)
+
+    def _spare_others(self, record: Record, fetched: Sequence[Upstream]) -> None:
+        """Refuse to replace a projection that another model has from another revision."""
+        revisions = {each.source.revision for each in fetched if each.file.role == "projection"}
+        if not revisions:
+            return
+        for other in sharers(self._store.index, record):
+            for _, source in hub_files(other.record)[:1]:
+                if source.revision not in revisions:
+                    raise DifferentVersion(
+                        f"{record.id} shares its projection with {other.record.id}, which is from "
+                        f"the revision {source.revision}",
+                        f"remove one of the two (kawai models rm {other.record.id}) to update the other",
+                    )
 
     def _plan_file(self, record: Record, upstream: Upstream) -> PlanFile:
         file, source, now = upstream.file, upstream.source, upstream.now

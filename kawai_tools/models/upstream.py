@@ -1,7 +1,7 @@
 """Installed models against what their revisions hold upstream now."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -60,11 +60,15 @@ class Comparison:
         self._revisions, self._pins = revisions, pins
         self._answers: dict[HubRepo, Answer] = {}
 
-    def look(self, records: Iterable[Record]) -> None:
-        """Ask for every repository that these came from, once. Raises ``Offline``."""
-        repos = {_repo(source) for record in records for _, source in hub_files(record)}
+    def look(self, records: Iterable[Record], stop: Callable[[], bool] = lambda: False) -> None:
+        """Ask for every repository that these came from, once. Raises ``Offline``, or ``Cancelled``."""
+        wanted: dict[HubRepo, set[str]] = {}
+        for record in records:
+            for _, source in hub_files(record):
+                if not _is_commit(source.revision):
+                    wanted.setdefault(_repo(source), set()).add(source.path)
         self._answers |= self._revisions.ask(
-            [repo for repo in sorted(repos, key=_order) if not _is_commit(repo.revision)]
+            {repo: wanted[repo] for repo in sorted(wanted, key=_order)}, stop
         )
 
     def files(self, record: Record) -> list[Upstream]:

@@ -42,7 +42,7 @@ def _fit(workspace: Workspace, request: FitRequest) -> Fit:
     )
     if isinstance(found, Record):
         return workspace.fitting.installed(found, context)
-    with workspace.fitting.asking():
+    with workspace.fitting.elsewhere_at_once.one():
         if isinstance(found, Entry):
             has_token = bool(workspace.listed_outbound.credentials)
             plan = plan_entry(workspace.listed_planner, found, force=True, has_token=has_token)

@@ -42,7 +42,8 @@ class Outdated(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _models(workspace: Workspace, _: NoRequest) -> list[OutdatedRow]:
-    return outdated(workspace.models, workspace.comparison())
+    with workspace.comparing.one():
+        return outdated(workspace.models, workspace.comparison())
 
 
 def _outdated(workspace: Workspace, request: NoRequest) -> Outdated:

@@ -4,15 +4,13 @@ A model that is installed is judged by its files, one that is not by headers tha
 where that cannot be done, by the sizes of its files, and then the verdict is a guess.
 """
 
-import contextlib
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from kawai_tools import fit
-from kawai_tools.errors import Busy, Integrity, KawaiError, NotAModel
+from kawai_tools.errors import Integrity, KawaiError, NotAModel
 from kawai_tools.fit import Fit, Load
 from kawai_tools.gguf import Header
 from kawai_tools.models.plan import Plan
@@ -23,6 +21,7 @@ from kawai_tools.runners.engines import WHOLE_TEXTS, Wanted
 from kawai_tools.runners.estimate import Estimate
 from kawai_tools.runners.room import Rooms
 from kawai_tools.runners.tuning import Tuning
+from kawai_tools.transfer.few import Few
 from kawai_tools.transfer.headers import Headers, Unread
 from kawai_tools.transfer.patience import ATTEMPTS
 from kawai_tools.transfer.remote_file import RemoteFile
@@ -66,7 +65,7 @@ class Fitting:
         self._store = store
         self._rooms = rooms
         self._tuning = tuning
-        self._few = threading.BoundedSemaphore(_AT_ONCE)
+        self.elsewhere_at_once = Few(_AT_ONCE, "models elsewhere are being judged")
 
     def installed(self, record: Record, context: int | None = None) -> Fit:
         """Judge a model by its files; ``context`` is the tokens of each request, where not as configured.
@@ -106,18 +105,6 @@ class Fitting:
         return fit.guess(
             size, self._rooms.room(), self._load(model_id, None, context, defaults, embeds=False)
         )
-
-    @contextlib.contextmanager
-    def asking(self) -> Iterator[None]:
-        """Ask servers elsewhere, a few at a time: it keeps others waiting. Raises ``Busy``."""
-        if not self._few.acquire(blocking=False):
-            error = Busy("several models elsewhere are being judged", "try again in a moment")
-            error.retry_after = 1
-            raise error
-        try:
-            yield
-        finally:
-            self._few.release()
 
     def estimate(self, record: Record, wanted: Wanted) -> Estimate:
         """What an installed model needs to be loaded so. Raises ``MalformedGguf`` or ``ModelNotFound``."""

@@ -28,20 +28,27 @@ class Asker:
         until: float | None = None,
         pause: Callable[[float], None] = time.sleep,
         attempts: int = ATTEMPTS,
+        stop: Callable[[], bool] = lambda: False,
     ) -> None:
         """By ``until`` (monotonic) every question must be answered; else each has ``BUDGET`` seconds.
 
-        A failure that may pass is met with so many ``attempts``.
+        A failure that may pass is met with so many ``attempts``. Where ``stop`` says so, or ``pause`` raises
+        ``Cancelled``, a question ends with that.
         """
         self.outbound = outbound
         self.pause = pause
         self._until = until
         self._attempts = attempts
+        self._stop = stop
 
     def within(self, seconds: float, attempts: int = ATTEMPTS) -> "Asker":
         """The same, for questions that may take this long in all."""
         until = time.monotonic() + seconds
-        return Asker(self.outbound, until=until, pause=self.pause, attempts=attempts)
+        return Asker(self.outbound, until=until, pause=self.pause, attempts=attempts, stop=self._stop)
+
+    def stoppable(self, stop: Callable[[], bool], pause: Callable[[float], None]) -> "Asker":
+        """The same, for questions that somebody may break off."""
+        return Asker(self.outbound, until=self._until, pause=pause, attempts=self._attempts, stop=stop)
 
     def ask(
         self,
@@ -66,7 +73,11 @@ class Asker:
             wait = None
             try:
                 with self.outbound.request(
-                    method, url, headers, follow=follow, cancelled=lambda: time.monotonic() > until
+                    method,
+                    url,
+                    headers,
+                    follow=follow,
+                    cancelled=lambda: time.monotonic() > until or self._stop(),
                 ) as answer:
                     if answer.status < 400 or answer.status in accepted:  # noqa: PLR2004 - HTTP's errors
                         return use(answer)
@@ -75,6 +86,8 @@ class Asker:
             except (Unreachable, UpstreamTimeout) as error:
                 problem = error
             except Cancelled:
+                if self._stop():
+                    raise
                 late = UpstreamTimeout(f"{origin_of(url).authority} takes too long to answer", "try again")
                 raise problem or late from None
             if not _may_pass(problem):

@@ -104,6 +104,10 @@ class Hub:
         """The same hub, for questions that may take this long in all."""
         return Hub(self.outbound, self.endpoint, self._asker.within(seconds, attempts))
 
+    def stoppable(self, stop: Callable[[], bool], pause: Callable[[float], None]) -> "Hub":
+        """The same hub, for questions that somebody may break off: they raise ``Cancelled`` then."""
+        return Hub(self.outbound, self.endpoint, self._asker.stoppable(stop, pause))
+
     def require_allowed(self) -> None:
         """Raise ``Offline`` or ``HostNotAllowed`` where the hub may not be asked at all."""
         self.outbound.egress.check_first(self._origin)

@@ -8,7 +8,7 @@ each with ``rfilename``, ``size`` and, for a large file, ``lfs.sha256`` (hugging
 import re
 import threading
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import quote
@@ -27,7 +27,8 @@ from kawai_tools.errors import (
     UpstreamTimeout,
 )
 from kawai_tools.files import make_directory, read_if_there, write_atomically
-from kawai_tools.refs import HubRepo, is_gguf_name
+from kawai_tools.refs import HubRepo
+from kawai_tools.transfer.cancelling import Cancelled
 from kawai_tools.transfer.hub import Hub
 from kawai_tools.transfer.responses import Response
 
@@ -37,7 +38,7 @@ AT_ONCE = 16
 _KEPT = 2000
 """Answers that are kept to be asked for conditionally."""
 
-_MOST_BYTES = 32 << 20
+_MOST_BYTES, _MOST_SIZE, _TICK = 8 << 20, (1 << 63) - 1, 0.1
 _COMMIT, _SHA256 = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")
 
 
@@ -49,17 +50,18 @@ class Blob(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Revision(msgspec.Struct, frozen=True, array_like=True):
-    """What a branch or tag names: a commit, and the GGUF files there, by their paths."""
+    """What a branch or tag names: a commit, and of the files there those that were asked for."""
 
     commit: str
     files: dict[str, Blob]
 
 
 class _Copy(msgspec.Struct, frozen=True, array_like=True):
-    """The last answer to one question."""
+    """The last answer to one question, as far as it was about these paths."""
 
     etag: str
     revision: Revision
+    paths: list[str]
 
 
 class _Lfs(msgspec.Struct, frozen=True):
@@ -92,17 +94,27 @@ class Revisions:
         self._hub = hub
         self._path = path
 
-    def ask(self, repos: Collection[HubRepo]) -> dict[HubRepo, Answer]:
-        """Ask for all of them, some at a time. Raises ``Offline`` where nothing may be asked.
+    def ask(
+        self, wanted: Mapping[HubRepo, Collection[str]], stop: Callable[[], bool] = lambda: False
+    ) -> dict[HubRepo, Answer]:
+        """Ask what these paths are in each repository, some at a time. Raises ``Offline``, or ``Cancelled``.
 
         Once the hub has answered nobody for as long as one question is given, no more are asked.
         """
-        if not repos:
+        if not wanted:
             return {}
-        copies = self._read()
-        asking = _Asking(self._hub, copies)
-        with ThreadPoolExecutor(min(AT_ONCE, len(repos)), "revision") as pool:
-            found = dict(zip(repos, pool.map(asking.one, repos), strict=True))
+        copies, stopped = self._read(), threading.Event()
+
+        def stops() -> bool:
+            return stopped.is_set() or stop()
+
+        asking = _Asking(self._hub.stoppable(stops, lambda seconds: _pause(seconds, stops)), copies)
+        with ThreadPoolExecutor(min(AT_ONCE, len(wanted)), "revision") as pool:
+            try:
+                found = dict(zip(wanted, pool.map(asking.one, wanted, wanted.values()), strict=True))
+            except BaseException:
+                stopped.set()  # nobody waits for the others
+                raise
         if asking.fresh:
             self._write({**copies, **asking.fresh}, first=asking.fresh)
         return found
@@ -134,12 +146,12 @@ class _Asking:
         self._guard = threading.Lock()
         self._answered, self._down = float("-inf"), None  # type: float, KawaiError | None
 
-    def one(self, repo: HubRepo) -> Answer:
+    def one(self, repo: HubRepo, paths: Collection[str]) -> Answer:
         began = time.monotonic()
         if self._down is not None:
             return self._down
         try:
-            found = self._ask(repo)
+            found = self._ask(repo, paths)
         except Offline:
             raise
         except (Unreachable, UpstreamTimeout, RateLimited) as error:
@@ -153,27 +165,39 @@ class _Asking:
         self._answered = time.monotonic()
         return found
 
-    def _ask(self, repo: HubRepo) -> Revision:
+    def _ask(self, repo: HubRepo, paths: Collection[str]) -> Revision:
         revision = quote(repo.revision, safe="")
         url = f"{self._hub.endpoint}/api/models/{repo.owner}/{repo.repo}/revision/{revision}?blobs=true"
         copy = self._copies.get(url)
+        if copy is not None and not set(paths) <= set(copy.paths):
+            copy = None
 
         def use(answer: Response) -> Revision:
             if answer.status == 304 and copy is not None:  # noqa: PLR2004 - Not Modified
                 return copy.revision
-            found = _revision(answer, repo)
-            if etag := answer.header("ETag"):
-                with self._guard:
-                    self.fresh[url] = _Copy(etag, found)
+            body = answer.read(_MOST_BYTES)
+            with self._guard:  # one at a time: an answer takes many times its size while it is read
+                found = _revision(body, repo, paths)
+                if etag := answer.header("ETag"):
+                    self.fresh[url] = _Copy(etag, found, sorted(paths))
             return found
 
         return self._hub.ask("GET", url, repo, use, {"If-None-Match": copy.etag} if copy else None)
 
 
-def _revision(answer: Response, repo: HubRepo) -> Revision:
-    """What an answer says that a revision holds. Raises ``BadResponse``."""
+def _pause(seconds: float, stops: Callable[[], bool]) -> None:
+    """Wait, unless somebody breaks it off. Raises ``Cancelled``."""
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:
+        if stops():
+            raise Cancelled
+        time.sleep(min(left, _TICK))
+
+
+def _revision(body: bytes, repo: HubRepo, paths: Collection[str]) -> Revision:
+    """What an answer says of these paths of a revision. Raises ``BadResponse``."""
     try:
-        info = _INFO.decode(answer.read(_MOST_BYTES))
+        info = _INFO.decode(body)
     except UNDECODABLE as error:
         raise BadResponse(f"the hub does not say what {repo} holds: {error}") from error
     if not _COMMIT.fullmatch(info.sha):
@@ -181,8 +205,10 @@ def _revision(answer: Response, repo: HubRepo) -> Revision:
     files = {
         each.rfilename: Blob(each.size, _digest(each))
         for each in info.siblings
-        if each.size is not None and each.size >= 0 and is_gguf_name(each.rfilename)
+        if each.rfilename in paths and each.size is not None
     }
+    if any(not 0 <= blob.size <= _MOST_SIZE for blob in files.values()):
+        raise BadResponse(f"the hub names a size for {repo} that no file can have")
     return Revision(info.sha, files)
 
 

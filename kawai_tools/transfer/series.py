@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import msgspec
 
 from kawai_tools.errors import ServerClosing
-from kawai_tools.events import Event, PullEvent
+from kawai_tools.events import Event, Progress, PullEvent, Status
 from kawai_tools.transfer.pulls import Feed, Job, Pull, Pulls
 
 _GLANCE = 0.1
@@ -36,9 +36,11 @@ class Series(Feed[Event]):
             for job in self._jobs:
                 if self.is_cancelled():
                     break
-                self._pass_on(self._pulls.start(job))
-        except ServerClosing:
-            pass  # what is left is not begun; whoever follows sees the end
+                try:
+                    self._pass_on(self._pulls.start(job))
+                except ServerClosing as error:  # it is not begun
+                    failed = Progress(status=Status.FAILED, error=error.info)
+                    self._publish(job.render(failed, "", 0), keep=True)
         finally:
             self.close()
 
@@ -52,5 +54,5 @@ class Series(Feed[Event]):
                 self._publish(event, keep=now != told)
                 told = now
 
-    def _publish(self, event: PullEvent, *, keep: bool) -> None:
+    def _publish(self, event: Event, *, keep: bool) -> None:
         self.publish(lambda seq: msgspec.structs.replace(event, seq=seq), keep=keep)

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from kawai_tools.storage.usage import Disk
     from kawai_tools.tokens import Tokens
     from kawai_tools.transfer.fetching import Pace
+    from kawai_tools.transfer.few import Few
     from kawai_tools.transfer.pulls import Pulls
     from kawai_tools.transfer.wire import Timeouts
 
@@ -164,6 +165,13 @@ class Workspace(Outside):
         from kawai_tools.models.adopting import Adopter
 
         return Adopter(self.models, self.neighbours)
+
+    @cached_property
+    def comparing(self) -> "Few":
+        """How many may look at once what the hub holds."""
+        from kawai_tools.transfer.few import Few
+
+        return Few(2, "the hub is being asked what is outdated")
 
     def comparison(self) -> "Comparison":
         """A look at what the hub holds now of what is installed."""
@@ -376,7 +384,7 @@ class Workspace(Outside):
         _ = self.pulls, self.models, self.planner, self.puller, self.libs_planner, self.libs_puller
         _ = self.catalog, self.subscriptions, self.tokens, self.listed_planner, self.listed_puller
         _ = self.orders, self.tuning, self.journals, self.fitting, self.headers, self.listed_headers
-        _ = self.disk
+        _ = self.disk, self.comparing
 
     def close(self) -> None:
         """Let go of idle connections, and write down what is still to be."""
