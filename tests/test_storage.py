@@ -929,8 +929,24 @@ def test_protection_outlives_the_index_and_ends_when_told(tmp_path: Path) -> Non
     assert protected(house, "Late-Q8_0")
     assert house.program("models", "unprotect", "Late-Q8_0").code == 0
     assert not protected(house, "Late-Q8_0")
-    ended = house.program("models", "protect", "nope", "--json")
-    assert (ended.code, ended.error["code"]) == (3, "model_not_found")
+
+
+def test_several_are_protected_at_once_and_one_that_is_not_there_does_not_keep_the_others(
+    tmp_path: Path,
+) -> None:
+    house = small(tmp_path)
+    house.drop("acme/Other/Other-Q8_0.gguf")
+    house.workspace.models.reindex()
+    ended = house.program("models", "protect", "../x", "nope", "Other-Q8_0", "Late-Q8_0", "late-q8_0")
+    assert ended.code == 2, "that of the first failure"
+    assert (protected(house, "Late-Q8_0"), protected(house, "Other-Q8_0")) == (True, True)
+    assert [line.partition(":")[0] for line in ended.err.splitlines() if line.startswith("error")] == [
+        "error"
+    ] * 2
+    assert "kawai prune leaves Other-Q8_0 alone from now on" in ended.err
+    ended = house.program("models", "unprotect", "nope", "Late-Q8_0", "--json")
+    assert (ended.code, ended.out, ended.error["code"]) == (3, "", "model_not_found")
+    assert (protected(house, "Late-Q8_0"), protected(house, "Other-Q8_0")) == (False, True)
 
 
 def test_protection_over_http(daemon: Daemon) -> None:
