@@ -65,6 +65,22 @@ def test_any_number_of_models_is_offered_for_an_export(stocked: Program) -> None
     assert _offered(stocked, "kawai export x.tar Tiny-Q8_0 O") == ["Other-Q4_0"]
 
 
+@pytest.mark.parametrize("command", ["fit", "run"])
+def test_what_is_installed_and_what_the_catalog_has_is_offered_to_be_run(
+    stocked: Program, command: str
+) -> None:
+    assert _offered(stocked, f"kawai {command} Tiny") == ["Tiny-Q8_0"]
+    assert "Qwen3-0.6B-Q8_0" in _offered(stocked, f"kawai {command} Qwen3-0")
+    _add(stocked, "acme/Qwen/Qwen3-0.6B-Q8_0")
+    assert stocked("models", "index").code == 0
+    assert _offered(stocked, f"kawai {command} Qwen3-0.6B-Q8").count("Qwen3-0.6B-Q8_0") == 1
+
+
+@pytest.mark.parametrize("command", ["protect", "unprotect"])
+def test_any_number_of_models_is_offered_for_protection(stocked: Program, command: str) -> None:
+    assert _offered(stocked, f"kawai models {command} Tiny-Q8_0 O") == ["Other-Q4_0"]
+
+
 def test_models_of_the_home_that_is_typed(stocked: Program, tmp_path: Path) -> None:
     home = stocked.environ["KAWAI_HOME"]
     for words in (f"kawai --home {home} models show O", f"kawai models show --home={home} O"):

@@ -483,6 +483,25 @@ def test_the_release_servers_token_stays_with_it(stocked: Program, hub: LocalHub
     assert not [path for path in kept if b"ghp_known" in path.read_bytes()]
 
 
+def test_outdated_says_how_the_build_stands(
+    stocked: Program, cli: Program, hub: LocalHub, tmp_path: Path
+) -> None:
+    told = stocked("outdated", "--quiet")
+    assert (told.out, told.err) == ("llama.cpp b2 is used, and b3 is there: kawai libs pull\n", "")
+    hub.remove_release("b3")
+    (libraries(cli) / "releases.json").unlink()  # an answer holds for a while
+    told = stocked("outdated")
+    assert (told.code, told.out) == (0, "")
+    assert told.err.splitlines() == ["no installed model came from a hub", "llama.cpp b2 is the newest"]
+    bare = Program(tmp_path, cli.environ | {"KAWAI_HOME": str(tmp_path / "bare")})
+    words = "no build of llama.cpp is installed; kawai libs pull gets b2"
+    assert bare("outdated").err.splitlines()[-1] == words
+    hub.remove_release("b2")
+    (libraries(cli) / "releases.json").unlink()
+    told = stocked("outdated")
+    assert told.err.splitlines()[-1] == "llama.cpp b2 is used, and b1 is the newest that is offered"
+
+
 # Bad input
 
 

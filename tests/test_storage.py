@@ -287,13 +287,13 @@ GOES: dict[str, dict[str, str]] = {
     },
     "builds": dict.fromkeys(["build b1", "build b9"], "neither active nor the one before"),
     "unused_for": {
-        "model Set": "not used for 60 days",
-        "model Linked-Q8_0": "not used for 48 days",
-        "model Old-Q8_0": "not used for 45 days",
-        "model PairOne-Q8_0": "not used for 44 days",
-        "model BothOne-Q8_0": "not used for 43 days",
-        "model BothTwo-Q8_0": "not used for 42 days",
-        "model Never-Q8_0": "never used, installed 100 days ago",
+        "model Set": "unused for 60 days",
+        "model Linked-Q8_0": "unused for 48 days",
+        "model Old-Q8_0": "unused for 45 days",
+        "model PairOne-Q8_0": "unused for 44 days",
+        "model BothOne-Q8_0": "unused for 43 days",
+        "model BothTwo-Q8_0": "unused for 42 days",
+        "model Never-Q8_0": "never used in 100 days",
     },
 }
 STAYS = {
@@ -352,7 +352,7 @@ def expected(house: House, table: dict[str, dict[str, str]], kinds: tuple[str, .
 
 def reasons(rows: dict[str, Pruned], *, kept: bool) -> dict[str, str]:
     """Why, without days of downloads and what is said of sources."""
-    found = {name: row.reason.split(" (no source")[0] for name, row in rows.items() if row.kept is kept}
+    found = {name: row.reason.split(", no source")[0] for name, row in rows.items() if row.kept is kept}
     return {name: BEGUN if why.startswith(BEGUN) else why for name, why in found.items()}
 
 
@@ -427,7 +427,7 @@ def test_what_is_told_of_each_thing(house: House) -> None:
     old, busy, never = rows["Old-Q8_0"], rows["Busy-Q8_0"], rows["Never-Q8_0"]
     assert old["path"] == str(house.store / "acme/Old/Old-Q8_0.gguf")
     assert (old["removed"], busy["removed"], busy["kept"]) == (True, False, True)
-    assert old["reason"] == "not used for 45 days (no source to pull it from)"
+    assert old["reason"] == "unused for 45 days, no source"
     assert datetime.fromisoformat(old["last_used"]) < datetime.now(UTC)
     assert never["last_used"] is None
 
@@ -437,12 +437,13 @@ def test_what_is_told_of_each_thing(house: House) -> None:
 
 def test_without_a_terminal_it_needs_a_yes(house: House) -> None:
     facts = house.facts()
-    for more in ((), ("--json",), ("--unused-for", "30d")):
-        ended = house.program("prune", *more)
-        assert (ended.code, ended.out) == (2, "")
-        assert "--yes" in ended.err
-    assert house.program("prune", "--json").error["code"] == "usage"
-    assert house.program("prune", "--dry-run").code == 0
+    ended, dry = (house.program("prune", "--unused-for", "30d", *more) for more in ((), ("--dry-run",)))
+    assert (ended.code, dry.code) == (2, 0)
+    assert ended.out == dry.out != ""
+    assert ended.err.startswith("error: nobody can be asked here")
+    assert "--yes" in ended.err
+    as_json = house.program("prune", "--json")
+    assert (as_json.code, as_json.out, as_json.error["code"]) == (2, "", "usage")
     assert house.facts() == facts
 
 
@@ -458,9 +459,11 @@ def test_a_time_or_size_that_is_none(kawai: Program, option: str, words: str) ->
 
 
 def test_nothing_to_do_is_said(kawai: Program) -> None:
-    ended = kawai("prune", "--unused-for", "1d", "--partials", "--builds", "--yes")
-    assert (ended.code, ended.out, ended.err) == (0, "", "there is nothing to remove\n")
-    assert kawai("prune", "--yes", "--json").out == "[]\n"
+    for more in (("--yes",), ()):
+        ended = kawai("prune", "--unused-for", "1d", "--partials", "--builds", *more)
+        assert (ended.code, ended.out, ended.err) == (0, "", "there is nothing to remove\n")
+        ended = kawai("prune", "--json", *more)
+        assert (ended.code, ended.out, ended.err) == (0, "[]\n", "")
     assert not (kawai.home / "kawai").exists()
 
 
@@ -488,6 +491,8 @@ def test_what_a_person_sees(house: House) -> None:
     assert "build b9 20.0 kB neither active nor the one before" in words
     size = (house.store / "acme/Guarded/Guarded-Q8_0.gguf").stat().st_size
     assert f"model Guarded-Q8_0 {size} B left alone: protected" in words
+    assert sum(line.endswith("unused for 45 days, no source") for line in lines) == 1
+    assert sum(line.endswith("never used in 100 days, no source") for line in lines) == 1
     assert lines[-2].startswith("9 things to remove; ")
     assert lines[-1].startswith("Remove 9 things, ")
     assert screen.shown.splitlines()[-1].startswith("removed 9 things; ")
@@ -809,9 +814,9 @@ def test_as_much_room_as_is_wanted_and_no_more(cramped: House) -> None:
     shown = cramped.prune(keep_space=str(wanted), dry_run=True)
     assert cramped.facts() == facts
     assert [(row.id, row.kept, row.reason) for row in shown.values()] == [
-        ("M0-F32", False, "not used for 50 days (no source to pull it from)"),
+        ("M0-F32", False, "unused for 50 days, no source"),
         ("M1-F32", True, "protected"),
-        ("M2-F32", False, "not used for 48 days (no source to pull it from)"),
+        ("M2-F32", False, "unused for 48 days, no source"),
     ]
     done = cramped.prune(keep_space=str(wanted))
     assert [row.id for row in done.values() if row.removed] == ["M0-F32", "M2-F32"]
@@ -834,7 +839,7 @@ def test_more_room_than_was_reckoned_with_spares_the_next(cramped: House) -> Non
     (directory / "M0-F32.gguf.abc.partial").write_bytes(bytes(7 * MIB))  # goes with the model
     done = cramped.prune(keep_space=str(free(cramped.home) + 12 * MIB))
     assert {row.id: (row.removed, row.reason) for row in done.values() if row.id != "M1-F32"} == {
-        "M0-F32": (True, "not used for 50 days (no source to pull it from)"),
+        "M0-F32": (True, "unused for 50 days, no source"),
         "M2-F32": (False, "no more room is wanted"),
     }
 
@@ -929,8 +934,22 @@ def test_protection_outlives_the_index_and_ends_when_told(tmp_path: Path) -> Non
     assert protected(house, "Late-Q8_0")
     assert house.program("models", "unprotect", "Late-Q8_0").code == 0
     assert not protected(house, "Late-Q8_0")
-    ended = house.program("models", "protect", "nope", "--json")
-    assert (ended.code, ended.error["code"]) == (3, "model_not_found")
+
+
+def test_several_are_protected_at_once_and_one_that_is_not_there_does_not_keep_the_others(
+    tmp_path: Path,
+) -> None:
+    house = small(tmp_path)
+    house.drop("acme/Other/Other-Q8_0.gguf")
+    house.workspace.models.reindex()
+    ended = house.program("models", "protect", "../x", "nope", "Other-Q8_0", "Late-Q8_0", "late-q8_0")
+    assert ended.code == 2, "that of the first failure"
+    assert (protected(house, "Late-Q8_0"), protected(house, "Other-Q8_0")) == (True, True)
+    assert ended.err.count("error: ") == 2
+    assert "kawai prune leaves Other-Q8_0 alone from now on" in ended.err
+    ended = house.program("models", "unprotect", "nope", "Late-Q8_0", "--json")
+    assert (ended.code, ended.out, ended.error["code"]) == (3, "", "model_not_found")
+    assert (protected(house, "Late-Q8_0"), protected(house, "Other-Q8_0")) == (False, True)
 
 
 def test_protection_over_http(daemon: Daemon) -> None:

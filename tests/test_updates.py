@@ -317,10 +317,20 @@ def test_the_commands_tell_what_has_changed_and_end_with_the_first_failure(
 ) -> None:
     assert moved.layout.index.exists()
     shown = cli("models", "outdated")
-    assert (shown.code, len(shown.out.splitlines())) == (0, 3)
-    assert shown.out.split()[:4] == ["MODEL", "INSTALLED", "AVAILABLE", "SIZE"]
-    assert "gone: " in shown.err
-    assert "2 of 7 models from a hub were replaced there" in shown.err
+    lines = [" ".join(line.split()) for line in shown.out.splitlines()]
+    assert (shown.code, len(lines), lines[0]) == (0, 5, "MODEL INSTALLED AVAILABLE SIZE")
+    assert [line.split()[0] for line in lines[1:]] == ["gone", "renamed", "s", "two-Q8_0"]
+    assert [line for line in lines if line.endswith("not known -")] == lines[1:3]
+    assert "error: gone: " in shown.err
+    assert "hint: set HF_TOKEN" in shown.err
+    assert "error: renamed: o/renamed has no renamed.gguf" in shown.err
+    assert shown.err.splitlines()[-2:] == [
+        "2 of 7 models from a hub were replaced there, 2 could not be compared",
+        "kawai models update --all takes what is there now",
+    ]
+    quiet = cli("models", "outdated", "--quiet")
+    assert (quiet.code, quiet.out) == (0, shown.out)
+    assert quiet.err.splitlines() == shown.err.splitlines()[:-2]
     as_json = json.loads(cli("models", "outdated", "--json").out)
     assert [row["id"] for row in as_json] == sorted([row["id"] for row in as_json], key=str.casefold)
     assert set(as_json[0]) == {"id", "installed", "available", "changed", "error"}
@@ -333,7 +343,11 @@ def test_the_commands_tell_what_has_changed_and_end_with_the_first_failure(
         ("still", True, None),
     ]
     assert plans[0]["needed"] == plans[0]["total"] == len(tiny_gguf(name="8 anew"))
-    assert cli("models", "update", "gone", "--dry-run").code == 5
+    dry = cli("models", "update", "gone", "renamed", "--dry-run")
+    assert dry.code == 5
+    assert [line for line in dry.err.splitlines() if line.startswith("error: ")] == [
+        line for line in shown.err.splitlines() if line.startswith("error: ")
+    ]
     assert final_files(store_of(cli)) == before
 
     one = cli("models", "update", "two-Q8_0")
@@ -344,6 +358,32 @@ def test_the_commands_tell_what_has_changed_and_end_with_the_first_failure(
     finals = {event["id"]: event["status"] for event in rest.events}
     assert finals["s"] == "downloaded"
     assert finals["gone"] == finals["renamed"] == "failed"
+    for_people = cli("models", "update", "--all")
+    assert (for_people.code, "error: gone: " in for_people.err) == (5, True)
+    assert "error: renamed: o/renamed has no renamed.gguf" in for_people.err
+    left = cli("models", "outdated")
+    assert left.err.splitlines()[-1] == "5 of 7 models from a hub are as it has them, 2 could not be compared"
+
+
+def test_one_model_is_one(hub: LocalHub, workspaces: Workspaces, cli: Program) -> None:
+    hub.add_file("o/r", "m.gguf", tiny_gguf())
+    pull(workspaces(), "o/r")
+    assert cli("models", "outdated").err == "1 of 1 model from a hub is as it has it\n"
+    hub.add_file("o/r", "m.gguf", tiny_gguf(name="anew"))
+    assert cli("models", "outdated").err.startswith("1 of 1 model from a hub was replaced there\n")
+    using = Use(workspaces().layout, "o/r/m", "m")
+    using.acquire()
+    using.opened()
+    updated = cli("models", "update", "m")
+    assert (updated.code, updated.out) == (0, "m is updated\n")
+    assert "m is loaded as it was; kawai models unload m lets go of it\n" in updated.err
+    hub.add_file("o/r", "m.gguf", tiny_gguf(name="yet another"))
+    using.release()
+    updated = cli("models", "update", "--all")
+    assert "1 of 1 model was updated\n" in updated.err
+    assert "is loaded" not in updated.err
+    hub.make_private("o/r")
+    assert cli("models", "outdated").err.endswith("1 of 1 model from a hub could not be compared\n")
 
 
 @pytest.mark.parametrize(
@@ -438,18 +478,19 @@ def speaking(name: str, size: int = 0) -> bytes:
 def test_a_kill_at_fifty_random_moments_leaves_a_model_that_verifies_and_answers(
     hub: LocalHub, cli: Program, workspaces: Workspaces
 ) -> None:
-    """What is there afterwards is the old file or the new one, and each is asked by an engine once."""
+    """What is there afterwards is the old file or the new one, and an engine has answered with either."""
     files = {name: speaking(name, 6 * MIB) for name in ("the old one", "the new one")}
     known = {sha256(data): name for name, data in files.items()}
-    answered: set[str] = set()
     moments = random.Random(8)  # noqa: S311 - the same each time
     hub.throttle = 24 * MIB
     hub.add_file("o/r", "m.gguf", files["the new one"])
     assert cli("models", "pull", "o/r").code == 0
-    begin, now = time.monotonic(), "the new one"
+    assert_answers(cli)
     hub.add_file("o/r", "m.gguf", files["the old one"])
+    begin = time.monotonic()
     assert cli("models", "update", "--all").code == 0
     lasts, now = time.monotonic() - begin, "the old one"
+    assert_answers(cli)
     killed = 0
     for _ in range(50):
         wanted = next(name for name in files if name != now)
@@ -464,16 +505,17 @@ def test_a_kill_at_fifty_random_moments_leaves_a_model_that_verifies_and_answers
         there = known[digest]
         assert workspaces().models.show(parse_model("m")).metadata["general.name"] == there
         assert workspaces().models.show(parse_model("m")).files[0].sha256 == digest
-        if there not in answered:
-            assert cli("models", "verify", "m").code == 0
-            told = cli("run", "m", "a", "--engine", "xllamacpp", KAWAI_CONTEXT_LENGTH="64")
-            assert told.code == 0, told.err
-            answered.add(there)
         now = there
-    assert killed > 20
-    assert answered == set(files)
+    assert killed > 10
+    assert cli("models", "verify", "m").code == 0
     assert ends(update(workspaces())) in ({"m": (Status.DOWNLOADED, None)}, {"m": (Status.EXISTS, None)})
     assert list((store_of(cli) / ".partial").iterdir()) == []
+
+
+def assert_answers(cli: Program) -> None:
+    assert cli("models", "verify", "m").code == 0
+    told = cli("run", "m", "a", "--engine", "xllamacpp", KAWAI_CONTEXT_LENGTH="64")
+    assert told.code == 0, told.err
 
 
 @pytest.mark.slow

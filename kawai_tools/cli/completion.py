@@ -61,6 +61,12 @@ def model_ids(context: typer.Context, incomplete: str) -> list[str]:
     )
 
 
+def runnable_ids(context: typer.Context, incomplete: str) -> list[str]:
+    """The installed models and the ids of the catalog that begin so; none where anything is amiss."""
+    found = model_ids(context, incomplete) + entry_ids(context, incomplete)
+    return list(dict.fromkeys(found))
+
+
 def _found(
     context: typer.Context,
     incomplete: str,

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from kawai_tools.cli.completion import model_ids
+from kawai_tools.cli.completion import runnable_ids
 from kawai_tools.cli.groups import LAZY, KawaiCommand
 from kawai_tools.cli.invocation import invocation
 from kawai_tools.cli.running import run
@@ -31,7 +31,7 @@ def fit(
         typer.Argument(
             metavar="SOURCE|MODEL",
             help="An installed model, else one of the catalog, else a source.",
-            autocompletion=model_ids,
+            autocompletion=runnable_ids,
         ),
     ],
     tokens: Annotated[

@@ -11,11 +11,13 @@ from kawai_tools.cli.groups import LAZY, KawaiCommand, group
 from kawai_tools.cli.invocation import invocation
 from kawai_tools.cli.options import Connections, DryRun, Force, LimitRate
 from kawai_tools.cli.running import ask, run, run_or_none
-from kawai_tools.errors import OUTCOMES, ErrorType, InUse, UsageError
+from kawai_tools.errors import OUTCOMES, ErrorType, InUse, KawaiError, UsageError
 
 if TYPE_CHECKING:
+    from kawai_tools.contract import Operation
     from kawai_tools.events import Event
     from kawai_tools.models.model import LoadedModel, ModelDetails, ModelList
+    from kawai_tools.operations.models import ModelRequest
     from kawai_tools.remote.feed import RemoteFeed
     from kawai_tools.transfer.pulls import Feed
 
@@ -25,6 +27,12 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL", help="An installed model, as models list names it.", autocompletion=model_ids
+    ),
+]
+Models = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="MODEL...", help="Installed models, as models list names them.", autocompletion=model_ids
     ),
 ]
 PULL_EXAMPLES = """
@@ -189,23 +197,35 @@ def rm(
 
 
 @app.command(cls=KawaiCommand)
-def protect(context: typer.Context, model: Model) -> None:
-    """Keep kawai prune off a model, for good. models rm removes it all the same."""
-    from kawai_tools.operations.models import MODELS_PROTECT, ModelRequest  # noqa: PLC0415
+def protect(context: typer.Context, models: Models) -> None:
+    """Keep kawai prune off models, for good. models rm removes them all the same."""
+    from kawai_tools.operations.models import MODELS_PROTECT  # noqa: PLC0415
 
-    this = invocation(context)
-    run(this, MODELS_PROTECT, ModelRequest(model))
-    this.output.note(f"kawai prune leaves {model} alone from now on")
+    _each(context, models, MODELS_PROTECT, "kawai prune leaves {} alone from now on")
 
 
 @app.command(cls=KawaiCommand)
-def unprotect(context: typer.Context, model: Model) -> None:
-    """Let kawai prune take a model again."""
-    from kawai_tools.operations.models import MODELS_UNPROTECT, ModelRequest  # noqa: PLC0415
+def unprotect(context: typer.Context, models: Models) -> None:
+    """Let kawai prune take models again."""
+    from kawai_tools.operations.models import MODELS_UNPROTECT  # noqa: PLC0415
 
-    this = invocation(context)
-    run(this, MODELS_UNPROTECT, ModelRequest(model))
-    this.output.note(f"{model} is protected no more")
+    _each(context, models, MODELS_UNPROTECT, "{} is protected no more")
+
+
+def _each(context: typer.Context, models: list[str], row: "Operation[ModelRequest]", done: str) -> None:
+    """Carry out a row for one model after the other; the exit code is that of the first that failed."""
+    from kawai_tools.operations.models import ModelRequest  # noqa: PLC0415
+
+    this, codes = invocation(context), []
+    for model in dict.fromkeys(models):
+        try:
+            run(this, row, ModelRequest(model))
+        except KawaiError as error:
+            this.output.error(error.info)
+            codes.append(error.exit_code)
+        else:
+            this.output.note(done.format(model))
+    raise typer.Exit(next(iter(codes), 0))
 
 
 @app.command(cls=KawaiCommand)

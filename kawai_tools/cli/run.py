@@ -12,7 +12,7 @@ import msgspec
 import typer
 
 from kawai_tools.cli import talking, text, verdict
-from kawai_tools.cli.completion import model_ids
+from kawai_tools.cli.completion import runnable_ids
 from kawai_tools.cli.groups import LAZY, KawaiCommand
 from kawai_tools.cli.invocation import Invocation, invocation
 from kawai_tools.cli.output import Output, is_terminal
@@ -42,7 +42,7 @@ def run(
         typer.Argument(
             metavar="MODEL",
             help="An installed model, else one of the catalog, else a source.",
-            autocompletion=model_ids,
+            autocompletion=runnable_ids,
         ),
     ],
     prompt: Annotated[

@@ -36,7 +36,7 @@ kawai prune --partials --builds --keep-space 50G --yes
 
 @df_app.command(cls=KawaiCommand, help=LAZY["df"])
 def df(context: typer.Context) -> None:
-    """Caches are the index, the release server's answers and copies of catalogs; logs are not counted."""
+    """Caches are the index, answers of hub and release server, copies of catalogs; logs are not counted."""
     from kawai_tools.contract import NoRequest  # noqa: PLC0415 - help needs none
     from kawai_tools.operations.storage import DF  # noqa: PLC0415 - help needs none
 
@@ -64,14 +64,16 @@ def prune(
         str | None,
         typer.Option(
             metavar="TIME",
-            help="Models last used longer ago, or installed where they never were: 12h, 30d, 4w.",
+            help="Models last used longer ago, or installed where they never were: "
+            "minutes (90m), hours (12h), days (30d) or weeks (4w).",
         ),
     ] = None,
     keep_space: Annotated[
         str | None,
         typer.Option(
             metavar="SIZE",
-            help="Then models by last use, oldest first, until the disk has so much free: 50G.",
+            help="Then models by last use, oldest first, until the disk has so much free: "
+            "50G (K, M, G or T; bytes without).",
         ),
     ] = None,
     partials: Annotated[
@@ -88,11 +90,6 @@ def prune(
     from kawai_tools.operations.storage import PRUNE, PruneRequest  # noqa: PLC0415
 
     this = invocation(context)
-    asks = not yes and not dry_run
-    if asks and not (is_terminal(sys.stdin) and is_terminal(sys.stderr)):
-        raise UsageError(
-            "nobody can be asked here whether to remove it", "add --yes, or see with --dry-run what would go"
-        )
     request = PruneRequest(
         unused_for=unused_for, keep_space=keep_space, partials=partials, builds=builds, dry_run=True
     )
@@ -104,7 +101,7 @@ def prune(
         return
     if not this.output.json:
         this.output.payload(found, lambda rows: _table(this, rows))
-    if asks:
+    if not yes:
         _consent(this, found)
     done = cast(
         "list[Pruned]", run(this, PRUNE, msgspec.structs.replace(request, dry_run=False, shown=found))
@@ -152,7 +149,11 @@ def _counted(rows: "list[Pruned]") -> str:
 
 
 def _consent(this: Invocation, found: "list[Pruned]") -> None:
-    """Go on if the user says so, who has seen what would go."""
+    """Go on if the user says so, who has seen what would go. Raises ``UsageError`` where nobody can."""
+    if not (is_terminal(sys.stdin) and is_terminal(sys.stderr)):
+        raise UsageError(
+            "nobody can be asked here whether to remove it", "add --yes, or see with --dry-run what would go"
+        )
     going = [row for row in found if not row.kept]
     if this.output.json:  # stdout is for the result
         for line in _table(this, found).splitlines():

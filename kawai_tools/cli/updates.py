@@ -3,6 +3,7 @@
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated, cast
 
+import msgspec
 import typer
 
 from kawai_tools.cli.completion import model_ids
@@ -16,6 +17,7 @@ from kawai_tools.errors import UsageError, from_info
 if TYPE_CHECKING:
     from kawai_tools.catalog.entries import CatalogUpdate
     from kawai_tools.events import Event
+    from kawai_tools.failure import ErrorInfo
     from kawai_tools.libs.bundle import LibsNews
     from kawai_tools.models.updating import UpdatePlan
     from kawai_tools.models.upstream import OutdatedRow
@@ -48,8 +50,8 @@ def everything(context: typer.Context) -> None:
     found = cast("Outdated", run(this, OUTDATED, NoRequest()))
     this.output.payload(found, lambda shown: _everything(this.output, shown))
     _say_rest(this.output, found.models)
-    if found.libs.latest_error:
-        this.output.note(f"the newest build could not be learned: {found.libs.latest_error}")
+    if not found.libs.changed:
+        this.output.note(_build_stands(found.libs))
     for catalog in found.catalogs:
         if catalog.error is not None:
             this.output.note(f"{catalog.url}: {catalog.error.message}")
@@ -78,6 +80,17 @@ def _build(libs: "LibsNews") -> str:
     return f"llama.cpp {libs.current} is used, and {libs.latest} is there: kawai libs pull\n"
 
 
+def _build_stands(libs: "LibsNews") -> str:
+    """How the build that is used stands, where none is newer."""
+    if libs.latest is None:
+        return f"the newest build could not be learned: {libs.latest_error}"
+    if libs.current is None:
+        return f"no build of llama.cpp is installed; kawai libs pull gets {libs.latest}"
+    if libs.current == libs.latest:
+        return f"llama.cpp {libs.current} is the newest"
+    return f"llama.cpp {libs.current} is used, and {libs.latest} is the newest that is offered"
+
+
 def _catalog(catalog: "CatalogUpdate") -> str:
     from kawai_tools.cli.text import safe  # noqa: PLC0415
 
@@ -85,8 +98,8 @@ def _catalog(catalog: "CatalogUpdate") -> str:
 
 
 def _table(output: Output, rows: "list[OutdatedRow]") -> str:
-    """The models that were replaced; none, no table."""
-    from kawai_tools.cli.text import Column, size  # noqa: PLC0415
+    """The models that were replaced, and those of which that is not known; none, no table."""
+    from kawai_tools.cli.text import Column  # noqa: PLC0415
 
     columns = (
         Column("MODEL", shrinks=True),
@@ -94,12 +107,21 @@ def _table(output: Output, rows: "list[OutdatedRow]") -> str:
         Column("AVAILABLE"),
         Column("SIZE", right=True),
     )
-    shown = [
-        (row.id, _short(row.installed.commit), _short(row.available.commit), size(row.available.size))
-        for row in rows
-        if row.changed and row.available is not None
-    ]
+    shown = [(row.id, _short(row.installed.commit), *_available(row)) for row in rows if _is_shown(row)]
     return output.table(columns, shown) if shown else ""
+
+
+def _is_shown(row: "OutdatedRow") -> bool:
+    return row.changed or row.error is not None
+
+
+def _available(row: "OutdatedRow") -> tuple[str, str]:
+    """The commit that is there now, and the size of its files."""
+    from kawai_tools.cli.text import size  # noqa: PLC0415
+
+    if row.available is None:
+        return "not known", "-"
+    return _short(row.available.commit), size(row.available.size)
 
 
 def _short(commit: str | None) -> str:
@@ -107,21 +129,36 @@ def _short(commit: str | None) -> str:
 
 
 def _say_rest(output: Output, rows: "list[OutdatedRow]") -> None:
-    """What the table does not say."""
-    changed = sum(row.changed for row in rows)
-    failed = [row for row in rows if row.error is not None]
-    for row in failed:
-        output.note(f"{row.id}: {row.error.message if row.error else ''}")
-    current = len(rows) - changed - len(failed)
+    """What the table does not say: why something is not known, and how many there are."""
+    if output.json:  # the rows have said it
+        return
+    for row in rows:
+        if row.error is not None:
+            output.error(_of(row.id, row.error))
+    output.note(_summary(rows))
+    if any(row.changed for row in rows):
+        output.note("kawai models update --all takes what is there now")
+
+
+def _of(model: str, error: "ErrorInfo") -> "ErrorInfo":
+    """The error as people are told it: of which of several models."""
+    return msgspec.structs.replace(error, message=f"{model}: {error.message}")
+
+
+def _summary(rows: "list[OutdatedRow]") -> str:
+    """How many were replaced, else how many were not; and of how many that is not known."""
     if not rows:
-        output.note("no installed model came from a hub")
-    elif changed:
-        output.note(
-            f"{changed} of {len(rows)} models from a hub were replaced there; "
-            "kawai models update --all takes what is there now"
-        )
-    elif current:
-        output.note(f"{current} of {len(rows)} models from a hub are as it has them")
+        return "no installed model came from a hub"
+    changed, failed = sum(row.changed for row in rows), sum(row.error is not None for row in rows)
+    whole = f"of {len(rows)} {'model' if len(rows) == 1 else 'models'} from a hub"
+    if failed == len(rows):
+        return f"{failed} {whole} could not be compared"
+    current = len(rows) - changed - failed
+    if changed:
+        words = f"{changed} {whole} {'was' if changed == 1 else 'were'} replaced there"
+    else:
+        words = f"{current} {whole} {'is as it has it' if current == 1 else 'are as it has them'}"
+    return f"{words}, {failed} could not be compared" if failed else words
 
 
 def update(
@@ -168,7 +205,7 @@ def _show_plans(this: Invocation, plans: "list[UpdatePlan]") -> int:
         if plan.error is not None:
             codes.append(from_info(plan.error).exit_code)
             if not this.output.json:
-                this.output.error(plan.error)
+                this.output.error(_of(plan.id, plan.error))
     return next(iter(codes), 0)
 
 
@@ -195,7 +232,9 @@ def _follow(this: Invocation, feed: "Feed[Event] | RemoteFeed", *, tells_all: bo
         updated = sum(event.status == "downloaded" for event, _ in ended)
         failed = sum(bool(code) for _, code in ended)
         rest = f", {failed} could not be" if failed else ""
-        this.output.note(f"{updated} of {len(ended)} models were updated{rest}")
+        what = f"{len(ended)} {'model was' if len(ended) == 1 else 'models were'}"
+        this.output.note(f"{updated} of {what} updated{rest}")
+    _say_loaded(this, [event for event, _ in ended])
     raise typer.Exit(next((code for _, code in ended if code), 0))
 
 
@@ -208,10 +247,25 @@ def _ended(this: Invocation, event: "Event", tells_all: bool) -> int:
     if event.error is not None:
         this.output.result(f"{event.id} could not be updated")
         if not this.output.json:
-            this.output.error(event.error)
+            this.output.error(_of(event.id, event.error))
         return from_info(event.error).exit_code
     if event.status is Status.DOWNLOADED:
         this.output.result(f"{event.id} is updated")
     elif event.status is Status.EXISTS and tells_all:
         this.output.result(f"{event.id} is as the hub has it")
     return 0
+
+
+def _say_loaded(this: Invocation, ended: "list[Event]") -> None:
+    """Say which of the updated models somebody has loaded as they were; of this machine that is known."""
+    from kawai_tools.events import ModelPullEvent, Status  # noqa: PLC0415
+
+    if this.is_remote:
+        return
+    models = this.workspace.models
+    for event in ended:
+        if not isinstance(event, ModelPullEvent) or event.status is not Status.DOWNLOADED:
+            continue
+        entry = models.index.by_id(event.id)
+        if entry is not None and not models.use_lock(entry.record.path).is_free():
+            this.output.note(f"{event.id} is loaded as it was; kawai models unload {event.id} lets go of it")

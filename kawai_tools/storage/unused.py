@@ -86,9 +86,9 @@ class Models:
     def _why(self, entry: Entry) -> str:
         age = age_of(self._now - self._since(entry))
         used = self._used[entry.record.path] is not None
-        words = f"not used for {age}" if used else f"never used, installed {age} ago"
+        words = f"unused for {age}" if used else f"never used in {age}"
         record = entry.record
-        return words if record.url or record.sources else f"{words} (no source to pull it from)"
+        return words if record.url or record.sources else f"{words}, no source"
 
     def _remove(self, entry: Entry, used: datetime | None) -> str | None:
         def objection(known: Entry, used_now: datetime | None) -> str | None:

