@@ -19,7 +19,7 @@ from kawai_tools.refs import parse_model
 from kawai_tools.transfer.series import Series
 from tests.hub import Fault, LocalHub
 from tests.inference import soon
-from tests.program import Program
+from tests.program import Daemon, Program, serving
 from tests.samples import tiny_gguf
 from tests.test_faults import final_files, sha256
 from tests.test_updates import ends, outdated, update
@@ -216,3 +216,31 @@ def test_ctrl_c_is_heard_while_the_hub_is_silent(
     begin = time.monotonic()
     process.communicate(timeout=20)
     assert (process.returncode, time.monotonic() - begin < 4) == (130, True)
+
+
+def test_an_update_that_somebody_cancels_is_interrupted(hub: LocalHub, cli: Program) -> None:
+    hub.add_file("o/r", "m.gguf", tiny_gguf())
+    assert cli("models", "pull", "o/r").code == 0
+    hub.add_file("o/r", "m.gguf", tiny_gguf(extra={"x": "x" * 500_000}))
+    hub.throttle = 50_000
+    with serving(cli) as daemon:
+        far = Program(cli.home / "far", {"KAWAI_SERVER": daemon.url})
+        process = far.start("models", "update", "m")
+        assert soon(lambda: _pulls(daemon))
+        (running,) = _pulls(daemon)
+        assert daemon.ask("DELETE", f"/v1/pulls/{running}").status == 204
+        _, said = process.communicate(timeout=20)
+        assert process.returncode == 130
+        assert "m was cancelled" in said
+
+
+def _pulls(daemon: Daemon) -> list[str]:
+    return [row["pull"] for row in daemon.ask("GET", "/v1/pulls").json]
+
+
+def test_nothing_to_update_elsewhere_is_no_failure(cli: Program) -> None:
+    with serving(cli) as daemon:
+        ended = cli("models", "update", "--all", KAWAI_SERVER=daemon.url)
+        assert cli("models", "verify", KAWAI_SERVER=daemon.url).code == 0
+    assert (ended.code, ended.out) == (0, "")
+    assert "no installed model came from a hub" in ended.err

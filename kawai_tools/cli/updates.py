@@ -12,7 +12,7 @@ from kawai_tools.cli.invocation import Invocation, invocation
 from kawai_tools.cli.options import Connections, DryRun, LimitRate
 from kawai_tools.cli.output import Output
 from kawai_tools.cli.running import run
-from kawai_tools.errors import UsageError, from_info
+from kawai_tools.errors import EXIT_INTERRUPTED, UsageError, from_info
 
 if TYPE_CHECKING:
     from kawai_tools.catalog.entries import CatalogUpdate
@@ -37,6 +37,7 @@ kawai models update --all --dry-run
 """
 
 _COMMIT = 8
+_KEPT = "what was fetched is kept, and running the same command again goes on"
 
 
 @app.command("outdated", cls=KawaiCommand, help=LAZY["outdated"])
@@ -224,7 +225,7 @@ def _follow(this: Invocation, feed: "Feed[Event] | RemoteFeed", *, tells_all: bo
     with following.stoppable() if not this.is_remote else nullcontext(following.Stop()) as stop:
         ended = [(event, _ended(this, event, tells_all)) for event in following.finals(this, feed, stop)]
     if stop.signal:
-        this.output.note("cancelled; what was fetched is kept, and running the same command again goes on")
+        this.output.note(f"cancelled; {_KEPT}")
         raise typer.Exit(stop.exit_code)
     if not ended:
         this.output.note("no installed model came from a hub")
@@ -249,6 +250,9 @@ def _ended(this: Invocation, event: "Event", tells_all: bool) -> int:
         if not this.output.json:
             this.output.error(_of(event.id, event.error))
         return from_info(event.error).exit_code
+    if event.status is Status.CANCELLED:
+        this.output.note(f"{event.id} was cancelled; {_KEPT}")
+        return EXIT_INTERRUPTED
     if event.status is Status.DOWNLOADED:
         this.output.result(f"{event.id} is updated")
     elif event.status is Status.EXISTS and tells_all:

@@ -30,7 +30,8 @@ def run(row: Operation[R], request: R, peer: "Peer") -> object:
     Raises the error that the other kawai reports, and what :meth:`Peer.ask` raises.
     """
     answer = _answered(row, request, peer)
-    if isinstance(row.result, Stream) and answer.headers.get_content_type() == EVENT_STREAM:
+    is_empty = answer.status == _DONE and isinstance(row.result, Stream) and row.result.is_meant(request)
+    if isinstance(row.result, Stream) and (is_empty or answer.headers.get_content_type() == EVENT_STREAM):
         if row.result.many:
             return RemotePulls(row.result.event, peer, answer, lambda: _answered(row, request, peer))
         return RemoteFeed(row.result.event, peer, answer)

@@ -93,6 +93,8 @@ class RemoteFeed:
             yield last
             if self._is_over:
                 return
+        if last is None:  # there was nothing to be done
+            return
         if issubclass(self._kinds[-1], Event) and (not isinstance(last, Event) or last.status not in FINAL):
             raise Unreachable("it ended in the middle of its answer")
 

@@ -14,6 +14,7 @@ from kawai_tools.libs.staging import clear
 from kawai_tools.models.claims import Claim, read_claim
 from kawai_tools.models.installing import can_finish
 from kawai_tools.models.layout import OPENING, PULLING, Layout
+from kawai_tools.models.removing import GONE
 from kawai_tools.models.store import Store
 from kawai_tools.storage.finding import IN_USE, MEANWHILE, Find
 from kawai_tools.storage.measuring import Freed, files_below
@@ -82,6 +83,8 @@ def _find(directory: Path, name: str | None, freed: Freed, remove: Callable[[], 
         if not lock.acquire():
             raise InUse(f"{directory} is being pulled")
         try:
+            if not directory.exists():
+                return GONE
             if _written(directory) != written:
                 return MEANWHILE
             remove()
