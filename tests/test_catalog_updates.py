@@ -120,10 +120,10 @@ def test_an_update_fetches_what_is_new_and_asks_conditionally(cli: Program, hub:
     assert (asked, status) == (etag, 200)
     assert offered(cli) == {"first", "third", "fourth"}
     assert offered(cli, "--offline") == {"first", "third", "fourth"}
-    shown = json.loads(cli("catalog", "show", "THIRD", "--json").out)
-    assert shown["catalog"] == url
     assert cli("catalog", "list").err == ""
     assert hub.requests == [], "lists never touch the network"
+    shown = json.loads(cli("catalog", "show", "THIRD", "--json").out)
+    assert shown["catalog"] == url
 
 
 def test_the_daemon_does_the_same(cli: Program, hub: LocalHub) -> None:

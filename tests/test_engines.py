@@ -247,6 +247,4 @@ def test_the_engine_of_another_is_not_taken(home: Home) -> None:
     unload(home.daemon)
     child = engine(home.daemon)
     assert child.environ["LLAMA_API_KEY"] not in child.command
-    told = {name for name in child.environ if "TOKEN" in name or name.startswith("LLAMA_ARG")}
-    assert told <= {"LLAMA_ARG_CACHE_RAM"}  # by itself llama-server would keep 8 GiB of earlier prompts
-    assert ("--no-webui" in child.command) is (child.environ.get("LLAMA_ARG_CACHE_RAM") == "512")
+    assert not {name for name in child.environ if "TOKEN" in name or name.startswith("LLAMA_ARG")}

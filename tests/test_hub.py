@@ -439,7 +439,7 @@ def test_stop_ends_answers_that_hang(tmp_path: Path) -> None:
         connection.request("GET", "/files/m.gguf")
     hub.stop()
     assert {ask(url).broken} == {"ConnectionRefusedError"}
-    assert threading.active_count() == before
+    assert threading.active_count() <= before  # others' may have ended meanwhile
     for connection in sockets:
         connection.close()
 

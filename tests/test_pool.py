@@ -1443,7 +1443,7 @@ def test_the_servers_command_has_what_it_must_and_no_more(
         "--ctx-size": str(4 * 4096),
     }
     assert launch.env["LLAMA_API_KEY"] == "canary-key"
-    assert {name for name in launch.env if name.startswith("LLAMA_ARG")} == {"LLAMA_ARG_CACHE_RAM"}
+    assert not any(name.startswith("LLAMA_ARG") for name in launch.env)
     told = " ".join(f"{name}={value}" for name, value in launch.env.items() if name != "LLAMA_API_KEY")
     assert "canary" not in told + " ".join(launch.command)
 

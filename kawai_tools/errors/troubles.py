@@ -150,7 +150,7 @@ class TooMany(Passing):
 
 
 class Busy(Passing):
-    """As many requests are waiting for a model as may."""
+    """As many requests at a time as may."""
 
 
 class Loading(Passing):

@@ -50,6 +50,7 @@ def carry_on(layout: Layout, index: Index, path: str) -> None:
         layout.provenance(path).unlink(missing_ok=True)
         index.put([], gone=[path])
         shutil.rmtree(layout.partial(path), ignore_errors=True)
+        layout.opening_lock(path).unlink(missing_ok=True)  # of somebody who was killed: nobody has it open
 
 
 def unlink_unless_shared(layout: Layout, index: Index, record: Record, paths: list[str]) -> None:

@@ -25,8 +25,8 @@ _IMPORTING = 30.0
 """Seconds that an import may take, from a slow disk."""
 
 PROMPTS = 512
-"""MiB of earlier prompts that a server keeps beside its cache. By itself it would keep 8 GiB, one model after
-the other, which no estimate could reckon with (``--cache-ram``)."""
+"""MiB of earlier prompts that an embedded server keeps beside its cache; by itself it would keep 8 GiB, which no
+estimate could reckon with. ``llama-server`` does: older ones do not know ``--cache-ram``."""
 
 Endpoint = Literal["chat", "completion", "embeddings", "rerank"]
 WHOLE_TEXTS = frozenset(("embeddings", "rerank"))
@@ -122,7 +122,7 @@ class LlamaServer:
         for name, value in wanted.sampling.items():
             if name in _SAMPLING:
                 command += [_SAMPLING[name], str(int(value) if value == int(value) else value)]
-        env = children.environment(os.environ, LLAMA_API_KEY=key, LLAMA_ARG_CACHE_RAM=str(PROMPTS))
+        env = children.environment(os.environ, LLAMA_API_KEY=key)
         return Launch(tuple(command), env, place, hold=place)
 
     def _place(self, record: BundleRecord) -> Path:
