@@ -25,8 +25,10 @@ _IMPORTING = 30.0
 """Seconds that an import may take, from a slow disk."""
 
 PROMPTS = 512
-"""MiB of earlier prompts that an embedded server keeps beside its cache; by itself it would keep 8 GiB, which no
-estimate could reckon with. ``llama-server`` does: older ones do not know ``--cache-ram``."""
+"""MiB of earlier prompts that an embedded server keeps beside its cache; by itself it would keep 8 GiB.
+
+``llama-server`` does, which no estimate reckons with: older ones do not know ``--cache-ram``.
+"""
 
 Endpoint = Literal["chat", "completion", "embeddings", "rerank"]
 WHOLE_TEXTS = frozenset(("embeddings", "rerank"))
