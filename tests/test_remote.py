@@ -405,6 +405,11 @@ def test_a_pull_ends_with_its_final_event_whatever_follows(kawai: Program) -> No
         assert kawai("models", "pull", "a/b", "--server", other.url).code == 70
 
 
+def test_a_pull_of_which_nothing_is_told_has_failed(kawai: Program) -> None:
+    with answering({"/v1/models/pull": (200, STREAM, b"")}) as other:
+        assert kawai("models", "pull", "a/b", "--server", other.url).code == 6
+
+
 def test_a_server_that_repeats_itself_for_ever_is_left() -> None:
     same = (200, STREAM, frame())
     with answering({"/v1/models/pull": same, "/v1/pulls/p": same}) as other:

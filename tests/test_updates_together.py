@@ -18,6 +18,8 @@ from kawai_tools.operations.updates import MODELS_UPDATE, UpdateRequest
 from kawai_tools.refs import parse_model
 from kawai_tools.transfer.series import Series
 from tests.hub import Fault, LocalHub
+from tests.hub.exchange import Exchange
+from tests.hub.messages import Answer
 from tests.inference import soon
 from tests.program import Daemon, Program, serving
 from tests.samples import tiny_gguf
@@ -208,10 +210,15 @@ def test_ctrl_c_is_heard_while_the_hub_is_silent(
     hub.add_file("o/r", "m.gguf", tiny_gguf())
     pull(workspaces(), "o/r")
     hub.clear_requests()
-    hub.misbehave(Fault.delay(30, path="/api/"))
+    arrived = threading.Event()
+
+    def late(ex: Exchange) -> Answer:
+        arrived.set()
+        return ex.respond(ex.call).delivered(delay=30)
+
+    hub.misbehave(Fault("late", late, path="/api/"))
     process = cli.start(*command)
-    assert soon(lambda: hub.requests or not process.poll(), 10)
-    time.sleep(0.7)  # until it waits for the answer
+    assert arrived.wait(20)
     process.send_signal(signal.SIGINT)
     begin = time.monotonic()
     process.communicate(timeout=20)

@@ -57,11 +57,6 @@ class Need(msgspec.Struct, frozen=True, kw_only=True):
         """After loading."""
         return min(MOST, self.weights + self.kv + self.compute + self.projection)
 
-    @property
-    def peak(self) -> int:
-        """While it computes a long prompt."""
-        return min(MOST, self.total + self.scratch)
-
 
 class Model:
     """A model as its header tells it, and what it needs at one context or another."""

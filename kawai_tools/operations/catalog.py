@@ -9,11 +9,11 @@ from msgspec import Meta
 from kawai_tools.catalog.catalog import CAPABILITIES, Query
 from kawai_tools.catalog.entries import CatalogDetails, CatalogRow, CatalogUpdate
 from kawai_tools.contract import Level, NoRequest, Operation, Payload, Request, Stream
-from kawai_tools.errors import EntryNotFound, InvalidId, KawaiError
+from kawai_tools.errors import EntryNotFound, InvalidId
 from kawai_tools.events import Event, ModelPullEvent
 from kawai_tools.models.model import PlanPayload
 from kawai_tools.operations.pace import Connections, Rate, check_connections, rate_of
-from kawai_tools.refs import parse_model, parse_source
+from kawai_tools.refs import parse_model
 from kawai_tools.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -80,19 +80,13 @@ def _find(workspace: Workspace, words: str) -> "Entry":
         parse_model(words)
         return workspace.catalog.find(words)
     except (InvalidId, EntryNotFound) as error:
-        if _is_source(workspace, words):
+        from kawai_tools.catalog.meaning import names_source  # noqa: PLC0415 - most words are ids
+
+        if names_source(words, workspace.settings.hub_endpoint):
             error.hint = f"that is no id of the catalog, but a source: kawai models pull {words}"
         elif isinstance(error, InvalidId):
             error.hint = "kawai catalog list shows the ids"
         raise
-
-
-def _is_source(workspace: Workspace, words: str) -> bool:
-    try:
-        parse_source(words, workspace.settings.hub_endpoint)
-    except KawaiError:
-        return False
-    return True
 
 
 def _pull(workspace: Workspace, request: CatalogPullRequest) -> "Feed[Event] | PlanPayload":

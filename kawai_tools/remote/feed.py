@@ -71,6 +71,11 @@ class RemoteFeed:
         return None
 
     @property
+    def _may_be_empty(self) -> bool:
+        """Whether there may be nothing to tell: of one Pull there is always its end."""
+        return not issubclass(self._kinds[-1], PullEvent)
+
+    @property
     def _is_over(self) -> bool:
         """Whether nothing more can come."""
         return self.pull is not None and self.pull.status in FINAL
@@ -93,7 +98,7 @@ class RemoteFeed:
             yield last
             if self._is_over:
                 return
-        if last is None:  # there was nothing to be done
+        if last is None and self._may_be_empty:  # there was nothing to be done
             return
         if issubclass(self._kinds[-1], Event) and (not isinstance(last, Event) or last.status not in FINAL):
             raise Unreachable("it ended in the middle of its answer")

@@ -27,6 +27,11 @@ class RemotePulls(RemoteFeed):
         self._ended: set[str] = set()
 
     @property
+    def _may_be_empty(self) -> bool:
+        """There may be nothing to pull."""
+        return True
+
+    @property
     def _is_over(self) -> bool:
         """Only the server knows which is the last."""
         return False
