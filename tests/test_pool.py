@@ -376,6 +376,22 @@ async def test_a_queue_has_an_end(bench: Bench) -> None:
 
 
 @in_loop
+async def test_who_listens_hears_of_what_nobody_waits_for(bench: Bench) -> None:
+    heard: list[tuple[int, int]] = []
+    async with bench.pool() as pool:
+        pool.listen(lambda: heard.append((pool.events["loads"], pool.memory_used)))
+        leaving = asyncio.create_task(use(pool, bench.order("a", Script(SLOW + SERVER), need=1 << 40)))
+        await until(pool, lambda shot: bool(shot.models))
+        assert heard[-1] == (0, 1 << 40)
+        leaving.cancel()
+        await asyncio.wait({leaving})
+        await until(pool, lambda shot: shot.models[0].loaded_at is not None)
+        assert heard[-1] == (1, 1 << 40)
+        await pool.unload("a")
+        assert heard[-1] == (1, 0)
+
+
+@in_loop
 async def test_the_queue_of_a_model_that_leaves_has_an_end_too(bench: Bench) -> None:
     async with bench.pool(queue=17) as pool, AsyncExitStack() as stack:
         order = bench.order("a")

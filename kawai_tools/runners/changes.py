@@ -1,4 +1,4 @@
-"""Changes that others wait for: a number that is another after each, and who is woken by it."""
+"""Changes that others wait for: a number that is another after each, who is woken by it, and who is told."""
 
 import asyncio
 from collections.abc import Callable
@@ -11,14 +11,21 @@ class Changes:
         """Nothing has changed yet."""
         self.revision = 0
         self._watchers: list[asyncio.Future[None]] = []
+        self._listeners: list[Callable[[], None]] = []
 
     def note(self) -> None:
         """Something has changed."""
         self.revision += 1
+        for tell in self._listeners:
+            tell()
         watchers, self._watchers = self._watchers, []
         for each in watchers:
             if not each.done():
                 each.set_result(None)
+
+    def listen(self, tell: Callable[[], None]) -> None:
+        """Have ``tell`` called at every change from now on: it must be quick, and change nothing."""
+        self._listeners.append(tell)
 
     async def until(self, met: Callable[[], bool]) -> None:
         """Wait until something is so: it is looked at now, and after each change."""

@@ -1,10 +1,11 @@
 """Models that failed, to load or again and again while they answered: they rest before the next try."""
 
+import asyncio
 from collections.abc import Callable, Iterator
 from math import ceil
 from typing import NamedTuple
 
-from kawai_tools.errors import EngineFailed
+from kawai_tools.errors import EngineFailed, KawaiError
 from kawai_tools.runners.process import Runner, State
 from kawai_tools.runners.seats import ModelState, wall_time
 
@@ -69,6 +70,7 @@ def resting(model_id: str, failure: Failure, now: float) -> ModelState:
         id=model_id,
         state=State.FAILED,
         engine=failure.engine,
+        slots=0,
         free_slots=0,
         leases=0,
         waiting=0,
@@ -77,6 +79,12 @@ def resting(model_id: str, failure: Failure, now: float) -> ModelState:
         expires_at=wall_time(failure.until - now),
         context_length=None,
     )
+
+
+def seen(load: asyncio.Task[None]) -> None:
+    """Whoever waits for a load is told what it failed by; where nobody does any more, that is no bug."""
+    if not load.cancelled() and (error := load.exception()) is not None and not isinstance(error, KawaiError):
+        raise error
 
 
 def death(runner: Runner, error: EngineFailed) -> EngineFailed:

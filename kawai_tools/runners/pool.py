@@ -16,8 +16,8 @@ from typing import TypeVar
 from kawai_tools.errors import EngineFailed, KawaiError, Loading, ServerClosing
 from kawai_tools.models.claims import Use
 from kawai_tools.runners.changes import Changes
-from kawai_tools.runners.eviction import Room, Seat, Verdict, expired, giving_way, make_room
-from kawai_tools.runners.failures import Failures, death, resting
+from kawai_tools.runners.eviction import Room, Seat, expired, giving_way, make_room
+from kawai_tools.runners.failures import Failures, death, resting, seen
 from kawai_tools.runners.process import START_PATIENCE, Runner, State
 from kawai_tools.runners.refusing import busy, no_room, too_late
 from kawai_tools.runners.seats import LONGEST, Held, ModelState, Order, Snapshot, TakenSeat, wall_time
@@ -167,8 +167,18 @@ class Pool:
         failed = tuple(
             resting(name, each, now) for name, each in self._failures.resting() if name not in self._seats
         )
-        used = sum(seat.memory for seat in self._seats.values())
-        return Snapshot(self._changes.revision, loaded + failed, used, self._allowed(), self._draining)
+        return Snapshot(
+            self._changes.revision, loaded + failed, self.memory_used, self._allowed(), self._draining
+        )
+
+    @property
+    def memory_used(self) -> int:
+        """Bytes that loaded models count for."""
+        return sum(seat.memory for seat in self._seats.values())
+
+    def listen(self, tell: Callable[[], None]) -> None:
+        """Have ``tell`` called at every change: of what is loaded, who uses it, or what ``events`` count."""
+        self._changes.listen(tell)
 
     async def changes(self, after: int) -> Snapshot:
         """The next snapshot whose revision is not ``after``."""
@@ -231,7 +241,7 @@ class Pool:
                 if (known := self._seats.get(order.id)) is not None:
                     return known
                 self._failures.refuse(order.id)
-                verdict = self._verdict(order.need)
+                verdict = make_room(*self._room_for(order.need))
                 if verdict.room is Room.NEVER:
                     raise no_room(order, self._seats.values(), self._allowed(), self._most)
                 if verdict.room is Room.NOW:
@@ -274,7 +284,7 @@ class Pool:
         for each in leaving:
             _LOG.info("%s makes room for %s", each, order.id)
         loading = asyncio.create_task(self._load(order.id, runner, use, before))
-        loading.add_done_callback(_seen)
+        loading.add_done_callback(seen)
         keep_alive = min(order.keep_alive, LONGEST)
         seat = TakenSeat(runner, order.need, keep_alive, self._clock(), loading, use, order.used)
         self._seats[order.id] = seat
@@ -303,6 +313,7 @@ class Pool:
             raise
         self.events["loads"] += 1
         self._seats[model_id].loaded_at = wall_time()
+        self._changes.note()
 
     async def _death(self, seat: TakenSeat, error: EngineFailed) -> KawaiError:
         """Find out whether the engine is gone, so that the next request loads it anew; what became of it."""
@@ -320,9 +331,6 @@ class Pool:
             self.events["failures"] += 1
             self._failures.died(runner.wanted.id, told, runner.engine.name)
         return told
-
-    def _verdict(self, need: int) -> Verdict:
-        return make_room(*self._room_for(need))
 
     def _room_for(self, need: int) -> tuple[list[Seat], int, int, int]:
         seats = [each.seat(each.memory) for each in self._seats.values()]
@@ -390,9 +398,3 @@ class Pool:
         self._own.add(work)
         work.add_done_callback(self._own.discard)
         return work
-
-
-def _seen(task: asyncio.Task[None]) -> None:
-    """Whoever waits for it is told; where nobody does any more, that is no bug."""
-    if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, KawaiError):
-        raise error

@@ -20,11 +20,15 @@ PIN = -1
 
 
 class ModelState(NamedTuple):
-    """One line of a snapshot. ``expires_at`` of a model that failed is when it will be tried again."""
+    """One line of a snapshot. ``expires_at`` of a model that failed is when it will be tried again.
+
+    ``slots`` are the requests that it answers at a time.
+    """
 
     id: str
     state: State
     engine: str
+    slots: int
     free_slots: int
     leases: int
     waiting: int
@@ -130,6 +134,7 @@ class TakenSeat:
             id=wanted.id,
             state=self.runner.state,
             engine=self.runner.engine.name,
+            slots=wanted.parallel,
             free_slots=max(0, wanted.parallel - self.leases),
             leases=self.leases,
             waiting=self.waiting,
