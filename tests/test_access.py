@@ -36,6 +36,7 @@ ROUTES: dict[tuple[str, str], str] = {
     ("GET", "/v1/readiness"): HEALTH,
     ("GET", "/openapi.json"): USE,
     ("GET", "/metrics"): USE,
+    ("GET", "/v1/stats"): USE,
     ("POST", "/v1/chat/completions"): USE,
     ("POST", "/v1/completions"): USE,
     ("POST", "/v1/embeddings"): USE,

@@ -30,7 +30,7 @@ ROWS = [row for row in OPERATIONS if row.path]
 HEALTH = {("GET", path) for path in (*ALIVE, *READY)}
 INFERENCE = {("POST", path) for path in INFERENCE_ROUTES}
 EVERYTHING = {(row.method, row.path or "") for row in ROWS} | HEALTH | INFERENCE
-EVERYTHING |= {("GET", "/openapi.json"), ("GET", "/metrics")}
+EVERYTHING |= {("GET", "/openapi.json"), ("GET", "/metrics"), ("GET", "/v1/stats")}
 
 
 class Served(NamedTuple):

@@ -29,6 +29,8 @@ from kawai_tools.api.metrics import PATH as METRICS
 from kawai_tools.api.observing import Observer, RequestLog, Seen, seen
 from kawai_tools.api.openapi import DESCRIPTION, describe
 from kawai_tools.api.sse import HEARTBEAT, Streams, last_event_id
+from kawai_tools.api.stats import PATH as STATS
+from kawai_tools.api.stats import Watch
 from kawai_tools.contract import Level, Operation, Payload, Stream
 from kawai_tools.errors import Busy, InvalidBody, KawaiError, MethodNotAllowed, ServerClosing
 from kawai_tools.operations.table import OPERATIONS
@@ -137,6 +139,7 @@ def build_app(
     paths |= {path: {"GET": Entrance(Level.HEALTH, face.ready)} for path in READY}
     paths[DESCRIPTION] = {"GET": Entrance(Level.USE, _description(operations, access))}
     paths[METRICS] = {"GET": Entrance(Level.USE, face.tell_metrics)}
+    paths[STATS] = {"GET": Entrance(Level.USE, face.tell_stats)}
     paths |= {path: {"POST": Entrance(Level.USE, face.infer)} for path in ROUTES}
     for row in operations:
         if row.path is not None:
@@ -150,6 +153,7 @@ def build_app(
 
     def tell(found: Seen, seconds: float) -> None:
         face.metrics.count(found, seconds)
+        face.watch.count(found)
         if log is not None:
             log.write(found, seconds)
 
@@ -228,6 +232,7 @@ class _Face:
         self.streams = streams
         self._bodies = 0
         self.metrics = Metrics(workspace)
+        self.watch = Watch(workspace.pool)
         self._planners = ThreadPoolExecutor(_PLANNERS, "api-plan")
         self._waiters = ThreadPoolExecutor(_WAITERS, "api-wait")
         self._others = ThreadPoolExecutor(_OTHERS, "api")
@@ -278,12 +283,18 @@ class _Face:
         pool = self._workspace.pool
         seen(request.scope).model = order.id
         return Inference(
-            asked, lambda: pool.lease(order, time.monotonic() + PATIENCE, keep_alive=asked.keep_alive)
+            asked,
+            lambda: pool.lease(order, time.monotonic() + PATIENCE, keep_alive=asked.keep_alive),
+            self.watch.history,
         )
 
     async def tell_metrics(self, _: Request) -> ASGIApp:
         """Answer with the counts."""
         return Response(self.metrics.text(), headers={"content-type": CONTENT_TYPE})
+
+    async def tell_stats(self, _: Request) -> ASGIApp:
+        """Answer with what the server does and did lately."""
+        return _answer(self.watch.told())
 
     async def alive(self, _: Request) -> ASGIApp:
         """Answer that the server lives."""

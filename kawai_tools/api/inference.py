@@ -9,6 +9,7 @@ another keeps its lease until the engine has really done, because it works on to
 import asyncio
 import contextlib
 import re
+import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple
@@ -17,6 +18,7 @@ import msgspec
 from starlette.types import Receive, Scope, Send
 
 from kawai_tools.api.errors import error_response
+from kawai_tools.api.history import History
 from kawai_tools.api.observing import Seen, seen
 from kawai_tools.api.protocol import DIRECT, Direct
 from kawai_tools.api.tally import Tally
@@ -33,7 +35,7 @@ ROUTES = (
     "/v1/responses",
     "/v1/messages",
 )
-_SERVER_ERROR = 500
+_OK, _SERVER_ERROR = 200, 500
 
 
 class Asked(NamedTuple):
@@ -144,13 +146,16 @@ _MOST_PARTS = 50_000
 class Answer:
     """What an engine answers to one request; an ASGI application."""
 
-    def __init__(self, asked: Asked, lease: Callable[[], AbstractAsyncContextManager[Held]]) -> None:
-        """``lease`` holds the model for as long as the answer takes."""
+    def __init__(
+        self, asked: Asked, lease: Callable[[], AbstractAsyncContextManager[Held]], history: History
+    ) -> None:
+        """``lease`` holds the model for as long as the answer takes; ``history`` is told what it makes."""
         self._asked = asked
         self._lease = lease
         self._tally = Tally()
         self._held: Held | None = None
-        self._has_begun = self._has_left = self._has_length = False
+        self._history, self._counted = history, 0
+        self._has_begun = self._has_left = self._has_length = self._flows = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Wait for the model, ask it, and pass on what it says."""
@@ -175,7 +180,8 @@ class Answer:
 
     def _note(self, request: Seen) -> None:
         request.stream = self._asked.stream
-        request.prompt_tokens, request.tokens = self._tally.counts(stream=self._asked.stream)
+        request.prompt_tokens, request.tokens = self._tally.counts(stream=self._flows)
+        self._history.made(request.tokens - self._counted)
 
     async def _carry(self, scope: Scope, send: Send) -> None:
         try:
@@ -213,17 +219,27 @@ class Answer:
         self._has_begun, self._has_length = True, upstream.length is not None
         direct: Direct = scope["extensions"][DIRECT]["response"]
         request = seen(scope)
+        self._flows = self._asked.stream and upstream.status == _OK
 
         def pass_on(piece: bytes) -> bool:
-            self._tally.take(piece)
+            frames = self._tally.take(piece)
             if self._has_left:  # it goes on to its end all the same: the lease is kept until then
                 return True
             request.sending(piece)
+            if self._flows:
+                self._count(request, frames)
             return direct.write(piece)
 
         await upstream.pour(pass_on, direct.drain)
         if not self._has_left:
             await send({"type": "http.response.body", "body": b""})
+
+    def _count(self, request: Seen, frames: int) -> None:
+        """Tell what flows as it does: a frame is a token, until the engine tells its own figure."""
+        if not self._counted:
+            self._history.begun(time.perf_counter() - request.began)
+        self._counted += frames
+        self._history.made(frames)
 
     async def _fail(self, scope: Scope, receive: Receive, send: Send, error: KawaiError) -> None:
         """Answer with an error, or end a stream with one. Another answer that has begun is left incomplete.

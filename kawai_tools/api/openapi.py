@@ -16,6 +16,8 @@ from kawai_tools.api.health import ALIVE, READY, Health
 from kawai_tools.api.inference import ROUTES
 from kawai_tools.api.metrics import CONTENT_TYPE
 from kawai_tools.api.metrics import PATH as METRICS
+from kawai_tools.api.stats import PATH as STATS
+from kawai_tools.api.stats import Stats
 from kawai_tools.contract import Level, Nothing, Operation, Payload, Request, Stream
 from kawai_tools.errors import OUTCOMES, ErrorBody
 
@@ -34,7 +36,7 @@ def describe(operations: Iterable[Operation[Request]], access: Access) -> Json:
     ``access`` tells where a token is needed.
     """
     rows = [row for row in operations if row.path is not None]
-    kinds: list[Any] = [ErrorBody, Health]
+    kinds: list[Any] = [ErrorBody, Health, Stats]
     for row in rows:
         kinds += [*_results(row), *(field.type for field in msgspec.structs.fields(row.request))]
     schemas, components = msgspec.json.schema_components(kinds, ref_template=_REF)
@@ -46,9 +48,11 @@ def describe(operations: Iterable[Operation[Request]], access: Access) -> Json:
         answer = _content("application/json", schema_of[repr(Health)])
         health = _described(f"health{path.replace('/', '.')}", "Say whether it works", answer)
         paths[path] = {"get": {**health, "security": []}}
+    stats = schema_of[repr(Stats)]
     for path, name, summary, answer in (
         (DESCRIPTION, "openapi", "Describe this API", _content("application/json", {"type": "object"})),
         (METRICS, "metrics", "Tell what was counted", _content(CONTENT_TYPE, {"type": "string"})),
+        (STATS, "stats", "Tell what is done now and was lately", _content("application/json", stats)),
     ):
         paths[path] = {"get": {**_described(name, summary, answer), "security": _security(Level.USE, access)}}
     paths |= {path: {"post": _inference(path, access)} for path in ROUTES}

@@ -21,12 +21,14 @@ class Tally:
         self._start = b""
         self._end = b""
 
-    def take(self, piece: bytes) -> None:
-        """One more piece is passed on."""
+    def take(self, piece: bytes) -> int:
+        """One more piece is passed on; the frames in it."""
         if not self._pieces:
             self._start = piece[:_END]
-        self._pieces += piece.count(b"\n\n") or 1
+        frames = piece.count(b"\n\n") or 1
+        self._pieces += frames
         self._end = (self._end + piece)[-_END:]
+        return frames
 
     @property
     def is_between_frames(self) -> bool:
