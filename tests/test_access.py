@@ -72,6 +72,7 @@ ROUTES: dict[tuple[str, str], str] = {
     ("POST", "/v1/catalog/pull/{model}"): CATALOG,
     ("POST", "/v1/catalog/update"): ADMIN,
     ("GET", "/v1/fit"): USE,
+    ("GET", "/v1/doctor"): ADMIN,
     ("GET", "/v1/logs"): ADMIN,
     ("GET", "/v1/storage"): READ,
     ("POST", "/v1/tokens"): ADMIN,

@@ -1,7 +1,9 @@
 """``kawai doctor``: each thing that may be amiss is told of, with what mends it, and nothing is changed."""
 
 import json
+import re
 import shutil
+import signal
 import socket
 import sys
 import time
@@ -13,6 +15,7 @@ import pytest
 
 from tests.bundles import asset_name, broken_bundle, host_platform, launcher_bundle
 from tests.hub import Fault, LocalHub
+from tests.inference import children, in_background, soon
 from tests.program import Ended, Program, serving
 from tests.samples import tiny_gguf
 
@@ -348,3 +351,73 @@ def test_run_is_for_its_user_only(stocked: Program, mode: int, status: str) -> N
 def test_a_server_beside_it_changes_nothing(stocked: Program) -> None:
     with serving(stocked):
         assert amiss(stocked) == {}
+
+
+# A server asked about itself
+
+
+def settled(text: str) -> str:
+    """Without what is another at every look."""
+    return re.sub(r"[\d,]+ (bytes free)|(answered in) [\d.]+ s", r"\1\2", text)
+
+
+@pytest.fixture
+def far(tmp_path: Path) -> Program:
+    """The command line somewhere else."""
+    return Program(tmp_path / "far", {"KAWAI_ENGINE": "llama-cpp-python", "KAWAI_OFFLINE": "true"})
+
+
+def test_a_server_says_of_itself_what_is_said_where_it_runs(stocked: Program, far: Program) -> None:
+    with serving(stocked) as daemon:
+        before = snapshot(home(stocked) / "models"), snapshot(home(stocked) / "libraries")
+        reply = daemon.ask("GET", "/v1/doctor")
+        assert (reply.status, reply.headers["content-type"]) == (200, "application/json")
+        here, there = stocked("doctor", "--json"), far("doctor", "--json", "--server", daemon.url)
+        assert settled(reply.body.decode()) + "\n" == settled(here.out) == settled(there.out)
+        assert (here.code, there.code, there.err) == (0, 0, "")
+        assert {each["status"] for each in report(there).values()} == {"ok"}
+        assert settled(far("doctor", "--server", daemon.url).out) == settled(stocked("doctor").out)
+        assert (snapshot(home(stocked) / "models"), snapshot(home(stocked) / "libraries")) == before
+    assert not home(far).exists()
+
+
+def test_what_fails_there_is_a_failure_here(stocked: Program, far: Program) -> None:
+    with serving(stocked) as daemon:
+        (home(stocked) / "libraries" / host_folder() / "b1" / "llama-server").unlink()
+        (home(stocked) / "run").chmod(0o755)
+        found = amiss(far, "--server", daemon.url)
+        assert {name: status for name, (status, _) in found.items()} == {
+            "active build": "fail",
+            "permissions": "fail",
+        }
+        assert far("doctor", "--server", daemon.url).code == 1
+        (home(stocked) / "run").chmod(0o700)
+
+
+def test_a_server_that_has_reread_its_configuration_looks_by_the_new_one(
+    stocked: Program, hub: LocalHub
+) -> None:
+    with serving(stocked) as daemon:
+        assert daemon.ask("GET", "/v1/doctor").status == 200
+        asked = len(hub.requests)
+        (home(stocked) / "config.toml").write_text("offline = true\n")
+        daemon.process.send_signal(signal.SIGHUP)
+        assert soon(lambda: "was reread" in daemon.ask("GET", "/v1/logs").body.decode())
+        names = {each["check"] for each in daemon.ask("GET", "/v1/doctor").json}
+        assert names & {"hub", "release server", "network"} == {"network"}
+        assert len(hub.requests) == asked
+
+
+def test_a_server_that_ends_does_not_wait_for_a_build_that_hangs(stocked: Program) -> None:
+    server = home(stocked) / "libraries" / host_folder() / "b1" / "llama-server"
+    server.unlink()
+    server.write_text("#!/bin/sh\nexec sleep 600\n")
+    server.chmod(0o755)
+    with serving(stocked) as daemon:
+        asked = in_background(lambda: daemon.ask("GET", "/v1/doctor"))
+        assert soon(lambda: "sleep 600" in {each.command.strip() for each in children(daemon.process.pid)})
+        begin = time.monotonic()
+        assert daemon.stop() == 0
+        assert time.monotonic() - begin < 8
+        reply = asked.result(5)
+        assert (reply.status, reply.error["code"]) == (503, "server_closing")

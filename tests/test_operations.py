@@ -60,10 +60,11 @@ def test_a_row_is_whole(row: Operation[Request]) -> None:
 def test_who_may(row: Operation[Request]) -> None:
     """Contract, Authentication: reads are the GETs; what changes state or costs much is an admin's.
 
-    ``fit`` reads a header from a hub that whoever asks may choose: as much as a question costs.
+    ``fit`` reads a header from a hub that whoever asks may choose: as much as a question costs. ``doctor``
+    tells of paths, and starts a build to try it.
     """
     others = {"catalog.pull": Level.CATALOG_PULL, "fit": Level.USE}.get(row.name, Level.ADMIN)
-    reads = row.method == "GET" and not row.name.startswith(("tokens.", "logs", "fit"))
+    reads = row.method == "GET" and not row.name.startswith(("tokens.", "logs", "fit", "doctor"))
     assert row.level is (Level.READ if reads else others)
 
 

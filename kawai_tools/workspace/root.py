@@ -384,7 +384,7 @@ class Workspace(Outside):
         _ = self.pulls, self.models, self.planner, self.puller, self.libs_planner, self.libs_puller
         _ = self.catalog, self.subscriptions, self.tokens, self.listed_planner, self.listed_puller
         _ = self.orders, self.tuning, self.journals, self.fitting, self.headers, self.listed_headers
-        _ = self.disk, self.comparing
+        _ = self.disk, self.comparing, self.doctor
 
     def close(self) -> None:
         """Let go of idle connections, and write down what is still to be."""
