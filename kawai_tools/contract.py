@@ -18,6 +18,7 @@ class Level(StrEnum):
     """Who may, once authentication is on."""
 
     HEALTH = "health"
+    OPEN = "open"
     READ = "read"
     CATALOG_PULL = "catalog_pull"
     USE = "use"
@@ -75,16 +76,11 @@ class Stream(msgspec.Struct, frozen=True):
 R = TypeVar("R", bound=Request)
 
 
-class Operation(msgspec.Struct, Generic[R], frozen=True, kw_only=True):
-    """One thing kawai can be asked to do.
+class Route(msgspec.Struct, Generic[R], frozen=True, kw_only=True):
+    """How something is asked over HTTP.
 
     ``path`` is ``None`` for a row without a route. Fields of ``request`` named in ``path`` come from
     there; for ``GET`` and ``DELETE`` the others are query parameters, else keys of the JSON body.
-
-    ``waits`` says that it may wait for a server elsewhere. ``at_hand`` gives the payload at once where it
-    is in memory and small, and ``None`` where ``run`` must be asked; it asks the file system for no more
-    than times and sizes, so that a server needs no thread for it. ``patience`` are the seconds that
-    another kawai may take for a word; ``None``: as long as it takes.
     """
 
     name: str
@@ -93,14 +89,25 @@ class Operation(msgspec.Struct, Generic[R], frozen=True, kw_only=True):
     request: type[R]
     result: Payload | Nothing | Stream
     level: Level
-    run: Callable[[Workspace, R], object]
     summary: str
-    where: Where = Where.ANY
-    waits: bool = False
-    patience: float | None = 60.0
-    at_hand: Callable[[Workspace, R], object | None] | None = None
 
     @property
     def path_fields(self) -> tuple[str, ...]:
         """The fields that come from the path."""
         return tuple(part[1:-1] for part in (self.path or "").split("/") if part.startswith("{"))
+
+
+class Operation(Route[R], Generic[R], frozen=True, kw_only=True):
+    """One thing kawai can be asked to do, and how.
+
+    ``waits`` says that it may wait for a server elsewhere. ``at_hand`` gives the payload at once where it
+    is in memory and small, and ``None`` where ``run`` must be asked; it asks the file system for no more
+    than times and sizes, so that a server needs no thread for it. ``patience`` are the seconds that
+    another kawai may take for a word; ``None``: as long as it takes.
+    """
+
+    run: Callable[[Workspace, R], object]
+    where: Where = Where.ANY
+    waits: bool = False
+    patience: float | None = 60.0
+    at_hand: Callable[[Workspace, R], object | None] | None = None

@@ -80,6 +80,13 @@ class Event(Message, frozen=True, kw_only=True):
     status: Status
 
 
+class Again(msgspec.Struct, frozen=True):
+    """How a Pull is asked for again over HTTP: a ``POST`` of this body to this path."""
+
+    path: str
+    body: dict[str, object]
+
+
 class PullEvent(Event, frozen=True, kw_only=True):
     """One step of any Pull: ``pull`` is the Pull's id, ``seq`` the event's number in its log."""
 

@@ -141,7 +141,7 @@ class Tokens:
             created_at=made,
             expires_at=made + lifetime if lifetime is not None else None,
             last_used=None,
-            sha256=_digest(token),
+            sha256=digest_of(token),
         )
 
         def add(file: _File) -> list[_Stored]:
@@ -175,12 +175,15 @@ class Tokens:
 
         self._change(mark)
 
-    def check(self, token: str) -> Role:
-        """The role of a token. Raises ``InvalidToken``, ``TokenExpired`` or ``TokenRevoked``.
+    def check(self, token: str) -> TokenRow:
+        """What is known of a token. Raises ``InvalidToken``, ``TokenExpired`` or ``TokenRevoked``.
 
         Notes its use, to the minute.
         """
-        digest = _digest(token)
+        return self.check_digest(digest_of(token))
+
+    def check_digest(self, digest: str) -> TokenRow:
+        """The same for one of which only :func:`digest_of` is kept."""
         found = _found(self._seen(), digest) or _found(self._read(), digest)
         if found is None:
             raise InvalidToken("this is no token of this server", "kawai tokens create makes one")
@@ -193,7 +196,7 @@ class Tokens:
         if time.monotonic() >= self._notes.get(found.id, 0.0):
             self._notes[found.id] = time.monotonic() + USE_NOTED
             self._has_news = True
-        return found.role
+        return found.row()
 
     def take_news(self) -> bool:
         """Whether :meth:`note_use` has something to write down; asked once, it is somebody's business."""
@@ -323,5 +326,6 @@ def write_secret(path: Path, token: str) -> None:
     write_atomically(path, f"{token}\n".encode(), mode=0o600)
 
 
-def _digest(token: str) -> str:
+def digest_of(token: str) -> str:
+    """What is kept of a token: its SHA-256, in hexadecimal digits."""
     return sha256(token.encode("utf-8", "surrogatepass")).hexdigest()

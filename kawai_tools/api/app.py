@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from inspect import iscoroutinefunction
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 from starlette.applications import Starlette
@@ -17,6 +17,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from kawai_tools import contract
+from kawai_tools.api import pages
 from kawai_tools.api.access import Access
 from kawai_tools.api.decoding import decode
 from kawai_tools.api.errors import HANDLERS, error_response, refusal
@@ -28,6 +29,7 @@ from kawai_tools.api.metrics import CONTENT_TYPE, Metrics
 from kawai_tools.api.metrics import PATH as METRICS
 from kawai_tools.api.observing import Observer, RequestLog, Seen, seen
 from kawai_tools.api.openapi import DESCRIPTION, describe
+from kawai_tools.api.signin import Answer, SigningIn
 from kawai_tools.api.sse import HEARTBEAT, Streams, last_event_id
 from kawai_tools.api.stats import PATH as STATS
 from kawai_tools.api.stats import Watch
@@ -141,6 +143,9 @@ def build_app(
     paths[METRICS] = {"GET": Entrance(Level.USE, face.tell_metrics)}
     paths[STATS] = {"GET": Entrance(Level.USE, face.tell_stats)}
     paths |= {path: {"POST": Entrance(Level.USE, face.infer)} for path in ROUTES}
+    paths |= {path: {"GET": Entrance(Level.OPEN, each)} for path, each in _pages(access).items()}
+    for route, answer in SigningIn(access).routes:
+        paths.setdefault(route.path or "", {})[route.method] = Entrance(route.level, _signing(route, answer))
     for row in operations:
         if row.path is not None:
             paths.setdefault(row.path, {})[row.method] = Entrance(row.level, partial(face.run, row))
@@ -177,6 +182,30 @@ def _description(operations: Sequence[Operation[contract.Request]], access: Acce
     return give
 
 
+def _signing(route: contract.Route[Any], answer: Answer) -> Handler:
+    async def give(request: Request) -> ASGIApp:
+        asked = decode(route, {}, request.scope["query_string"], await _body(request))
+        found = await answer(asked, request.headers)
+        return found if isinstance(found, Response) else _answer(found, _status(route))
+
+    return give
+
+
+def _pages(access: Access) -> dict[str, Handler]:
+    """What gives the admin page."""
+
+    async def index(request: Request) -> ASGIApp:
+        return pages.index(access.seen(request.scope["headers"]))
+
+    async def file(request: Request) -> ASGIApp:
+        return pages.give(request.path_params["file"], request.headers)
+
+    async def lead(_: Request) -> ASGIApp:
+        return pages.lead()
+
+    return {pages.PAGE: index, pages.FILES: file, pages.BARE: lead}
+
+
 def _precedence(path: str) -> tuple[bool, int]:
     """Fixed paths first, then those with the longest fixed beginning."""
     return "{" in path, -len(path.partition("{")[0])
@@ -184,7 +213,7 @@ def _precedence(path: str) -> tuple[bool, int]:
 
 def _route(path: str, entrances: Mapping[str, Entrance], access: Access) -> Route:
     route = Route(
-        path.replace("{model}", "{model:path}").replace("{filter}", "{filter:path}"),
+        re.sub(r"\{(model|filter|file)\}", r"{\1:path}", path),
         _Resource(path, entrances, access),
     )
     # Starlette's own pattern lets a path end in a line feed, and a parameter not contain one.
@@ -210,7 +239,7 @@ class _Resource:
         if entrance is None:
             return self._refuse(scope["method"])
         try:
-            self._access.check(entrance.level, scope["headers"])
+            self._access.check(entrance.level, scope["method"], scope["headers"])
         except KawaiError as error:
             seen(scope).error = error.code
             return refusal(error) if has_body(scope) else error_response(error)
@@ -313,7 +342,7 @@ class _Face:
             raise ServerClosing("kawai is shutting down", "try again in a moment") from None
 
 
-def _status(row: Operation[contract.Request]) -> int:
+def _status(row: contract.Route[Any]) -> int:
     return row.result.status if isinstance(row.result, Payload) else 204
 
 

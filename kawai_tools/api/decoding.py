@@ -2,12 +2,12 @@
 
 from collections.abc import Collection, Mapping
 from functools import cache
-from typing import get_args
+from typing import TypeVar, get_args
 from urllib.parse import parse_qsl
 
 import msgspec
 
-from kawai_tools.contract import Operation, Request
+from kawai_tools.contract import Request, Route
 from kawai_tools.errors import InvalidBody, InvalidRequest
 
 BODILESS = frozenset({"GET", "DELETE"})
@@ -15,9 +15,11 @@ BODILESS = frozenset({"GET", "DELETE"})
 
 _MOST_PARAMETERS = 100
 
+R = TypeVar("R", bound=Request)
 
-def decode(row: Operation[Request], path: Mapping[str, str], query: bytes, body: bytes) -> Request:
-    """What the row is asked. Raises ``InvalidBody`` or ``InvalidRequest`` naming what is wrong."""
+
+def decode(row: Route[R], path: Mapping[str, str], query: bytes, body: bytes) -> R:
+    """What a row or another route is asked. Raises ``InvalidBody`` or ``InvalidRequest``."""
     takes = _takes(row.request, row.path_fields)
     if row.method in BODILESS and body:
         raise InvalidBody(f"{row.method} {row.path} takes no body", "put what is asked into the query")

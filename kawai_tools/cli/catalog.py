@@ -16,6 +16,7 @@ from kawai_tools.cli.verdict import short
 
 if TYPE_CHECKING:
     from kawai_tools.catalog.entries import CatalogDetails, CatalogFile, CatalogRow, CatalogUpdate
+    from kawai_tools.fit import Fit
     from kawai_tools.models.model import Capabilities
 
 app = group(LAZY["catalog"])
@@ -24,6 +25,7 @@ Id = Annotated[
     str, typer.Argument(metavar="ID", help="A model, as catalog list names it.", autocompletion=entry_ids)
 ]
 _DIGEST = 12
+_FITS = {"fits": "yes", "fits_context": "less context", "fits_layers": "partly", "no": "no"}
 
 
 @app.command("list", cls=KawaiCommand)
@@ -43,14 +45,17 @@ def list_(
         bool | None,
         typer.Option("--downloaded/--not-downloaded", help="Only those that are installed, or are not."),
     ] = None,
+    fit: Annotated[bool, typer.Option("--fit", help="Tell by its size whether each will run here.")] = False,
 ) -> None:
     """List the models that the catalog offers."""
     from kawai_tools.operations.catalog import CATALOG_LIST, CatalogRequest  # noqa: PLC0415 - help needs none
 
     this = invocation(context)
-    request = CatalogRequest(category=category, search=search, capability=capability, downloaded=downloaded)
+    request = CatalogRequest(
+        category=category, search=search, capability=capability, downloaded=downloaded, fit=fit
+    )
     rows = cast("list[CatalogRow]", run(this, CATALOG_LIST, request))
-    if not rows and request != CatalogRequest():
+    if not rows and request != CatalogRequest(fit=fit):
         this.output.note("no model of the catalog is like that; kawai catalog list shows all")
     this.output.payload(rows, lambda found: _table(this.output, found) if found else "")
     _tell_problems(this)
@@ -117,11 +122,13 @@ def update(context: typer.Context) -> None:
 
 
 def _table(output: Output, rows: "list[CatalogRow]") -> str:
+    tells = any(row.fit for row in rows)
     columns = (
         Column("ID"),
         Column("CATEGORY", shrinks=True, keeps_start=True),
         Column("SIZE", right=True),
         Column("HERE"),
+        *((Column("FITS"),) if tells else ()),
         Column("CAPABILITIES", shrinks=True, keeps_start=True),
     )
     shown = [
@@ -130,11 +137,16 @@ def _table(output: Output, rows: "list[CatalogRow]") -> str:
             row.category,
             text.size(row.files.about),
             "✓" if row.downloaded else "",
+            *((_fits(row.fit),) if tells else ()),
             _capabilities(row.capabilities),
         )
         for row in rows
     ]
     return output.table(columns, shown)
+
+
+def _fits(found: "Fit | None") -> str:
+    return "?" if found is None else _FITS[found.verdict]
 
 
 def _capabilities(can: "Capabilities", *, streaming: bool = False) -> str:

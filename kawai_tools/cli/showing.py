@@ -102,6 +102,7 @@ def _source(output: Output, model: ModelDetails) -> list[tuple[str, str]]:
         ("Installed", text.moment(model.modified)),
         ("Last used", output.ago(model.last_used)),
         ("Protected", "yes: kawai prune leaves it alone" if model.protected else "no"),
+        ("Frees", f"{text.size(model.frees)} when it is removed"),
     ]
     return [(name, safe(value)) for name, value in facts]
 

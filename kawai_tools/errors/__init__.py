@@ -40,6 +40,9 @@ An error knows its stable ``code``, its ``message`` (what happened to what), an 
     │   ├── InvalidToken
     │   ├── TokenExpired
     │   ├── TokenRevoked
+    │   ├── InvalidCode
+    │   ├── SessionExpired
+    │   ├── CsrfRequired
     │   ├── AdminRequired
     │   ├── ForeignOrigin
     │   ├── HostNotAllowed

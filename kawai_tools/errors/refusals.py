@@ -147,6 +147,18 @@ class TokenRevoked(NotAllowed, status=401):
     """A token that was made useless."""
 
 
+class InvalidCode(NotAllowed, status=401):
+    """A code to sign in with that is none, was used before, or came too late."""
+
+
+class SessionExpired(NotAllowed, status=401):
+    """A session that is over, or that this server does not know."""
+
+
+class CsrfRequired(NotAllowed):
+    """A request that changes something by a session's cookie alone."""
+
+
 class AdminRequired(NotAllowed):
     """A user's token where an admin's is needed."""
 

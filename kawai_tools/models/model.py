@@ -80,7 +80,10 @@ class Setting(msgspec.Struct, frozen=True):
 
 
 class ModelDetails(ModelRow, frozen=True, kw_only=True):
-    """All that ``models show`` knows; the model is never loaded for it."""
+    """All that ``models show`` knows; the model is never loaded for it.
+
+    ``frees`` are the bytes of disk that removing it gives back: none of what other models or programs have.
+    """
 
     files: list[ModelFile]
     provenance: Provenance
@@ -93,6 +96,7 @@ class ModelDetails(ModelRow, frozen=True, kw_only=True):
     is_hybrid: bool
     metadata: dict[str, bool | int | float | str | ArrayInfo]
     config: dict[str, Setting]
+    frees: int | None = None
 
 
 class PlannedFile(msgspec.Struct, frozen=True, kw_only=True):

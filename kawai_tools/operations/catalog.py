@@ -1,6 +1,7 @@
 """The rows of the catalog."""
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
@@ -13,6 +14,7 @@ from kawai_tools.errors import EntryNotFound, InvalidId
 from kawai_tools.events import Event, ModelPullEvent
 from kawai_tools.models.model import PlanPayload
 from kawai_tools.operations.pace import Connections, Rate, check_connections, rate_of
+from kawai_tools.operations.pulls import again
 from kawai_tools.refs import parse_model
 from kawai_tools.workspace import Workspace
 
@@ -22,12 +24,13 @@ if TYPE_CHECKING:
 
 
 class CatalogRequest(Request, frozen=True, kw_only=True):
-    """Which entries: all conditions that are given must hold."""
+    """Which entries: all conditions that are given must hold. ``fit`` tells by size whether each fits."""
 
     category: str | None = None
     search: str | None = None
     capability: Annotated[str, Meta(extra_json_schema={"enum": list(CAPABILITIES)})] | None = None
     downloaded: bool | None = None
+    fit: bool = False
 
 
 class FilterRequest(Request, frozen=True):
@@ -59,10 +62,17 @@ def _query(request: CatalogRequest | FilterRequest) -> Query:
 
 
 def _rows(workspace: Workspace, request: CatalogRequest | FilterRequest) -> list[CatalogRow]:
-    return workspace.catalog.rows(_query(request))
+    rows = workspace.catalog.rows(_query(request))
+    if isinstance(request, FilterRequest) or not request.fit:
+        return rows
+    from kawai_tools.operations.fit import fit_of_row  # noqa: PLC0415 - most lists tell of no fit
+
+    return [msgspec.structs.replace(row, fit=fit_of_row(workspace, row)) for row in rows]
 
 
 def _rows_at_hand(workspace: Workspace, request: CatalogRequest | FilterRequest) -> object | None:
+    if isinstance(request, CatalogRequest) and request.fit:
+        return None
     return workspace.catalog.at_hand(_query(request))
 
 
@@ -103,7 +113,8 @@ def _pull(workspace: Workspace, request: CatalogPullRequest) -> "Feed[Event] | P
 
         return msgspec.structs.replace(plan.payload, fit=fit_of_plan(workspace, plan, begun, listed=True))
     job = workspace.listed_puller.job(plan, connections=request.connections, limit_rate=rate)
-    return workspace.pulls.start(job_of(entry, job, has_token=has_token))
+    job = job_of(entry, job, has_token=has_token)
+    return workspace.pulls.start(replace(job, again=again(CATALOG_PULL, request)))
 
 
 def _update(workspace: Workspace, _: NoRequest) -> list[CatalogUpdate]:

@@ -11,7 +11,7 @@ from kawai_tools.fit import Fit
 from kawai_tools.workspace import Workspace
 
 if TYPE_CHECKING:
-    from kawai_tools.catalog.entries import CatalogDetails, Entry
+    from kawai_tools.catalog.entries import CatalogDetails, CatalogRow, Entry
     from kawai_tools.models.plan import Plan
 
 GLANCE, _SPARE = 3.0, 0.3
@@ -76,10 +76,13 @@ def fit_of_entry(workspace: Workspace, entry: "Entry", shown: "CatalogDetails") 
         return None
     except KawaiError:
         answer = None
-    size = shown.files.about
-    if answer is not None or size is None:
-        return answer
-    return workspace.fitting.guess(shown.id, size, None, shown.config.said)
+    return fit_of_row(workspace, shown) if answer is None else answer
+
+
+def fit_of_row(workspace: Workspace, row: "CatalogRow") -> Fit | None:
+    """A guess by the size of an entry, which costs nothing; ``None`` where that is not known."""
+    size = row.files.about
+    return None if size is None else workspace.fitting.guess(row.id, size, None, row.config.said)
 
 
 def _asked(workspace: Workspace, shown: "CatalogDetails") -> Fit:

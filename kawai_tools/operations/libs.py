@@ -1,5 +1,6 @@
 """The rows of llama.cpp builds."""
 
+from dataclasses import replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -13,6 +14,7 @@ from kawai_tools.libs.bundle import Available, Libs, LibsPlanPayload
 from kawai_tools.libs.platforms import Arch, Os, Processor
 from kawai_tools.libs.release import Channel
 from kawai_tools.operations.pace import Connections, Rate, check_connections, rate_of
+from kawai_tools.operations.pulls import again
 from kawai_tools.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -139,9 +141,8 @@ def _pull(workspace: Workspace, request: LibsPullRequest) -> "Feed[Event] | Libs
     )
     if request.dry_run:
         return plan.payload
-    return workspace.pulls.start(
-        workspace.libs_puller.job(plan, connections=request.connections, limit_rate=rate)
-    )
+    job = workspace.libs_puller.job(plan, connections=request.connections, limit_rate=rate)
+    return workspace.pulls.start(replace(job, again=again(LIBS_PULL, request)))
 
 
 def _available(workspace: Workspace, request: AvailableRequest) -> Available:

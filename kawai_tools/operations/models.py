@@ -1,6 +1,7 @@
 """The rows of models."""
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -10,6 +11,7 @@ from kawai_tools.errors import InUse, InvalidSource, LocalPath
 from kawai_tools.events import Event, ModelPullEvent, VerifyEvent
 from kawai_tools.models.model import LoadedModel, ModelDetails, ModelList, PlanPayload
 from kawai_tools.operations.pace import Connections, Rate, check_connections, rate_of
+from kawai_tools.operations.pulls import again
 from kawai_tools.refs import parse_model
 from kawai_tools.workspace import Workspace
 
@@ -64,7 +66,7 @@ def _list(workspace: Workspace, _: NoRequest) -> ModelList:
 def _show(workspace: Workspace, request: ModelRequest) -> ModelDetails:
     details = workspace.models.show(parse_model(request.model))
     settings = workspace.tuning.shown(details.id, details.context_length)
-    return msgspec.structs.replace(details, config=settings)
+    return msgspec.structs.replace(details, config=settings, frees=workspace.disk.freed_by(details))
 
 
 async def _ps(workspace: Workspace, _: NoRequest) -> list[LoadedModel]:
@@ -117,7 +119,7 @@ def _pull(workspace: Workspace, request: PullRequest) -> "Feed[Event] | PlanPayl
 
         return msgspec.structs.replace(plan.payload, fit=fit_of_plan(workspace, plan, begun, listed=False))
     job = workspace.puller.job(plan, connections=request.connections, limit_rate=rate)
-    return workspace.pulls.start(job)
+    return workspace.pulls.start(replace(job, again=again(MODELS_PULL, request)))
 
 
 def _remove(workspace: Workspace, request: RemoveRequest) -> None:

@@ -1,17 +1,21 @@
 """The rows of pulls, whatever they pull."""
 
+import re
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import quote
 
 import msgspec
 
 from kawai_tools.contract import Level, NoRequest, Nothing, Operation, Payload, Request, Stream, Where
 from kawai_tools.errors import ErrorInfo
-from kawai_tools.events import Event, PullEvent, Status
+from kawai_tools.events import Again, Event, PullEvent, Status
 from kawai_tools.workspace import Workspace
 
 if TYPE_CHECKING:
     from kawai_tools.transfer.pulls import Feed, Pull
+
+R = TypeVar("R", bound=Request)
 
 
 class PullIdRequest(Request, frozen=True):
@@ -21,7 +25,7 @@ class PullIdRequest(Request, frozen=True):
 
 
 class PullRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of ``pulls list``."""
+    """One line of ``pulls list``; ``again`` is what goes on with it once it was cancelled or has failed."""
 
     pull: str
     kind: str
@@ -33,6 +37,7 @@ class PullRow(msgspec.Struct, frozen=True, kw_only=True):
     eta: int | None
     started_at: datetime
     error: ErrorInfo | None
+    again: Again | None = None
 
 
 def _pulls(workspace: Workspace, _: NoRequest) -> list[PullRow]:
@@ -52,7 +57,21 @@ def _pull_row(pull: "Pull") -> PullRow:
         eta=last.eta,
         started_at=pull.started_at,
         error=last.error,
+        again=pull.job.again,
     )
+
+
+def again(row: Operation[R], request: R) -> Again | None:
+    """What asks for a pull again; ``None`` where an address holds what is nobody's business."""
+    fields: dict[str, object] = msgspec.to_builtins(request)
+    defaults = {each.encode_name: each.default for each in msgspec.structs.fields(row.request)}
+    said = {name: value for name, value in fields.items() if value != defaults[name]}
+    if any("://" in str(value) and re.search(r"//[^/]*@|\?", str(value)) for value in said.values()):
+        return None
+    path = row.path or ""
+    for name in row.path_fields:
+        path = path.replace(f"{{{name}}}", quote(str(said.pop(name)), safe=""))
+    return Again(path, said)
 
 
 def _attach(workspace: Workspace, request: PullIdRequest) -> "Feed[Event]":

@@ -7,8 +7,9 @@ import msgspec
 from kawai_tools.catalog.lists import Lists
 from kawai_tools.files import existing_parent
 from kawai_tools.libs.bundles import Bundles
+from kawai_tools.models.model import ModelDetails
 from kawai_tools.models.store import Store
-from kawai_tools.storage.measuring import taken
+from kawai_tools.storage.measuring import Freed, taken
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,6 +34,17 @@ class Disk:
     def __init__(self, store: Store, bundles: Bundles, lists: Lists) -> None:
         """Nothing is looked at yet."""
         self._store, self._bundles, self._lists = store, bundles, lists
+
+    def freed_by(self, model: ModelDetails) -> int:
+        """Bytes that come back when an installed model is removed: files that others have stay."""
+        others = {
+            file.path
+            for each in self._store.index.all()
+            if each.record.id != model.id
+            for file in each.record.files
+        }
+        files = (file.path for file in model.files if file.path not in others)
+        return Freed().of(map(self._store.layout.file, files))
 
     def usage(self) -> Usage:
         """How much there is of what; no file of a model is looked at."""

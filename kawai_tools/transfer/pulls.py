@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Generic, Literal, NamedTuple, TypeVar
 
 from kawai_tools.errors import ErrorInfo, Internal, KawaiError, PullNotFound, ServerClosing
-from kawai_tools.events import FINAL, Event, Message, Progress, PullEvent, Status
+from kawai_tools.events import FINAL, Again, Event, Message, Progress, PullEvent, Status
 from kawai_tools.files import Lock
 from kawai_tools.transfer.cancelling import Cancelled
 
@@ -123,7 +123,8 @@ class Job:
 
     ``target`` names what it is about, ``same`` whether another request for the target wants the very
     same; ``lock`` (if any) is held while it works; ``work`` does it, telling its progress, and returns the
-    final status; ``render`` makes the noun's event of a :class:`Progress`.
+    final status; ``render`` makes the noun's event of a :class:`Progress`. ``again`` goes on with it once it
+    has ended, where that may be told to anybody.
     """
 
     kind: Literal["model", "libs", "export", "import"]
@@ -132,6 +133,7 @@ class Job:
     lock: Path | None
     work: Callable[["Pull"], Status]
     render: Callable[[Progress, str, int], Event]
+    again: Again | None = None
 
 
 class Pull(Feed[Event]):

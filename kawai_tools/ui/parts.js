@@ -1,0 +1,147 @@
+// Small parts that every view uses: what is said, what failed, what is being waited for, questions, and actions.
+import { html, useEffect, useRef, useState } from "./html.js";
+import { store } from "./observable.js";
+import { useStore } from "./resources.js";
+import { prose } from "./text.js";
+
+const STAYS = 8000; // milliseconds that a word of success is seen
+
+/** What has happened: `{kind: "done" | "failed", text, hint}`; the newest is shown until it is read. */
+const notices = store([]);
+let numbers = 0;
+
+function note(notice) {
+  const id = (numbers += 1);
+  notices.set([...notices.get().slice(-3), { id, ...notice }]);
+  if (notice.kind === "done") setTimeout(() => dismiss(id), STAYS);
+}
+const dismiss = (id) => notices.set(notices.get().filter((each) => each.id !== id));
+
+/** Say that something has happened, to be read and heard. */
+export const say = (text) => note({ kind: "done", text });
+
+/** Say what failed, and what to do about it. */
+export const warn = ({ message, hint }) => note({ kind: "failed", text: message, hint });
+
+/** What `say` and `warn` have said; a screen reader reads it out. */
+export function Notices() {
+  const all = useStore(notices);
+  const of = (kind) => all.filter((each) => each.kind === kind);
+  return html`
+    <div class="notices">
+      <div role="status" aria-live="polite">${of("done").map(Notice)}</div>
+      <div role="alert" aria-live="assertive">${of("failed").map(Notice)}</div>
+    </div>`;
+}
+
+const Notice = ({ id, kind, text, hint }) => html`
+  <div key=${id} class=${`notice ${kind}`}>
+    <p>${prose(text)}${hint && html`<br /><small>${prose(hint)}</small>`}</p>
+    <button type="button" class="quiet" aria-label="Dismiss this message" onClick=${() => dismiss(id)}>×</button>
+  </div>`;
+
+/** What failed, in its place. */
+export const Trouble = ({ problem, children }) => problem && html`
+  <div class="notice failed" role="alert">
+    <p>${prose(problem.message)}${problem.hint && html`<br /><small>${prose(problem.hint)}</small>`}${children}</p>
+  </div>`;
+
+/** Something is being waited for, and this is what. */
+export const Waiting = ({ what }) => html`<p class="waiting" role="status" aria-busy="true">${what}</p>`;
+
+/** Either what a resource holds, or why it does not. */
+export function Loaded({ from, what, children }) {
+  const { data, problem } = useStore(from);
+  if (data !== null) return html`<${Trouble} problem=${problem} />${children(data)}`;
+  return problem ? html`<${Trouble} problem=${problem} />` : html`<${Waiting} what=${what} />`;
+}
+
+/**
+ * A button that does something which takes its time: it says so, cannot be pressed twice, and tells what failed.
+ * `run` returns what is to be said when it is done, or nothing.
+ */
+export function Act({ label, busy, run, name, kind = "secondary", disabled = false }) {
+  const [works, set] = useState(false);
+  const here = useRef(true);
+  useEffect(() => () => { here.current = false; }, []);
+  async function press() {
+    set(true);
+    try {
+      const done = await run();
+      if (done) say(done);
+    } catch (problem) {
+      warn(problem);
+    } finally {
+      if (here.current) set(false);
+    }
+  }
+  return html`
+    <button type="button" class=${kind} aria-busy=${works} disabled=${works || disabled} onClick=${press}
+      aria-label=${name ? `${label} ${name}` : null}>${works ? busy : label}</button>`;
+}
+
+/** A window over the page that keeps the focus until it is closed. */
+export function Dialog({ title, close, children }) {
+  const dialog = useRef(null);
+  useEffect(() => {
+    const before = document.activeElement;
+    dialog.current.showModal();
+    return () => before?.focus?.();
+  }, []);
+  return html`
+    <dialog ref=${dialog} aria-labelledby="dialog-title" onClose=${close}
+      onClick=${(event) => event.target === dialog.current && close()}>
+      <article>
+        <header><h2 id="dialog-title">${title}</h2>
+          <button type="button" class="quiet" aria-label="Close" onClick=${close}>×</button></header>
+        ${children}
+      </article>
+    </dialog>`;
+}
+
+/** A question before something that cannot be taken back. */
+export function Confirm({ title, label, busy, run, close, children }) {
+  const [problem, set] = useState(null);
+  async function go() {
+    set(null);
+    try {
+      const done = await run();
+      close();
+      if (done) say(done);
+    } catch (refused) {
+      set(refused);
+    }
+  }
+  return html`
+    <${Dialog} title=${title} close=${close}>
+      ${children}
+      <${Trouble} problem=${problem} />
+      <footer>
+        <button type="button" class="secondary" autofocus onClick=${close}>Cancel</button>
+        <${Act} label=${label} busy=${busy} kind="danger" run=${go} />
+      </footer>
+    <//>`;
+}
+
+/** A bar, its share in words beside it. `whole` may not be known. */
+export const Bar = ({ part, whole, name }) => html`
+  <progress aria-label=${name} max=${whole || 1} value=${whole ? Math.min(part, whole) : undefined}></progress>`;
+
+/** A word about the state of something. */
+export const Badge = ({ kind, children }) => html`<span class=${`badge ${kind}`}>${children}</span>`;
+
+/** Pairs of a name and what there is to say of it. */
+export const Facts = ({ facts }) => html`
+  <dl class="facts">${facts.filter(([, value]) => value !== null && value !== undefined).map(([name, value]) => html`
+    <div key=${name}><dt>${name}</dt><dd>${value}</dd></div>`)}</dl>`;
+
+/** A choice among words. */
+export const Choice = ({ label, value, options, set }) => html`
+  <label>${label}
+    <select value=${value} onChange=${(event) => set(event.target.value)}>
+      ${options.map(([key, words]) => html`<option key=${key} value=${key}>${words}</option>`)}
+    </select></label>`;
+
+/** A field to search with. */
+export const Search = ({ label, value, set }) => html`
+  <label>${label}<input type="search" value=${value} onInput=${(event) => set(event.target.value)} /></label>`;

@@ -1,0 +1,101 @@
+// A table of any length: only the rows that can be seen are in the document, so that thousands cost what forty do.
+// Every row has the same height, which the stylesheet knows, too: a row is a card where the window is narrow.
+import { html, useEffect, useLayoutEffect, useMemo, useRef, useState } from "./html.js";
+
+const NARROW = matchMedia("(max-width: 48rem)");
+const HEIGHT = { wide: 48, narrow: 176 };
+const STEP = 8; // rows: scrolling by fewer draws nothing anew
+const SEEN = 24; // rows that are drawn before the height of the window is known
+
+function useNarrow() {
+  const [narrow, set] = useState(NARROW.matches);
+  useEffect(() => {
+    const change = () => set(NARROW.matches);
+    NARROW.addEventListener("change", change);
+    return () => NARROW.removeEventListener("change", change);
+  }, []);
+  return narrow;
+}
+
+/** The rows in the order of a column; those that have nothing there come last. */
+function sorted(rows, column, descending) {
+  const keyed = rows.map((row) => [column.key(row), row]);
+  const sign = descending ? -1 : 1;
+  const order = new Intl.Collator("en", { numeric: true, sensitivity: "base" }).compare;
+  keyed.sort(([a], [b]) => {
+    if (a === null || b === null) return (a === null) - (b === null);
+    return sign * (typeof a === "number" ? a - b : order(a, b));
+  });
+  return keyed.map(([, row]) => row);
+}
+
+/**
+ * `columns` are `{title, cell(row), key(row)}`: one without `key` cannot be sorted by; `id(row)` tells rows apart.
+ */
+export function Table({ label, columns, rows, id, first = 0, empty }) {
+  const narrow = useNarrow();
+  const height = narrow ? HEIGHT.narrow : HEIGHT.wide;
+  const box = useRef(null);
+  const [order, setOrder] = useState({ column: first, descending: false });
+  const [view, setView] = useState({ start: 0, end: SEEN });
+  const ordered = useMemo(() => sorted(rows, columns[order.column], order.descending), [rows, order]);
+
+  function look() {
+    if (!box.current) return; // it has just left the page
+    const { scrollTop, clientHeight } = box.current;
+    const start = Math.max(0, Math.floor(scrollTop / height / STEP) * STEP - STEP);
+    const end = Math.ceil((scrollTop + clientHeight) / height / STEP) * STEP + STEP;
+    setView((old) => (old.start === start && old.end === end ? old : { start, end }));
+  }
+  useLayoutEffect(look, [height, rows.length === 0]);
+  useEffect(() => {
+    const watcher = new ResizeObserver(look);
+    watcher.observe(box.current);
+    return () => watcher.disconnect();
+  }, [height]);
+  function sortBy(column) {
+    setOrder((old) => ({ column, descending: old.column === column && !old.descending }));
+    box.current.scrollTop = 0;
+  }
+
+  const start = Math.min(view.start, Math.max(0, ordered.length - SEEN));
+  const end = Math.min(view.end, ordered.length);
+  const choices = columns.map((column, index) => ({ column, index })).filter(({ column }) => column.key);
+  return html`
+    <div class="sorter">
+      <label>Sort by
+        <select value=${order.column} onChange=${(event) => setOrder({ column: Number(event.target.value), descending: false })}>
+          ${choices.map(({ column, index }) => html`<option key=${index} value=${index}>${column.title}</option>`)}
+        </select></label>
+      <button type="button" class="secondary" onClick=${() => setOrder({ ...order, descending: !order.descending })}>
+        ${order.descending ? "Descending" : "Ascending"}</button>
+    </div>
+    <div class="table" ref=${box} onScroll=${look} tabindex="0" role="region" aria-label=${label}>
+      <table aria-rowcount=${ordered.length + 1}>
+        <thead><tr aria-rowindex="1">
+          ${columns.map((column, index) => html`
+            <th key=${column.title} scope="col" class=${column.kind}
+              aria-sort=${order.column === index ? (order.descending ? "descending" : "ascending") : null}>
+              ${column.key
+                ? html`<button type="button" class="sort" onClick=${() => sortBy(index)}>${column.title}</button>`
+                : html`<span class=${column.hidden ? "hidden" : null}>${column.title}</span>`}
+            </th>`)}
+        </tr></thead>
+        <tbody>
+          <${Space} height=${start * height} columns=${columns.length} />
+          ${ordered.slice(start, end).map((row, place) => html`
+            <tr key=${id(row)} aria-rowindex=${start + place + 2}>
+              ${columns.map((column, index) => index
+                ? html`<td key=${column.title} class=${column.kind} data-title=${column.title}>${column.cell(row)}</td>`
+                : html`<th key=${column.title} scope="row" class=${column.kind}>${column.cell(row)}</th>`)}
+            </tr>`)}
+          <${Space} height=${(ordered.length - end) * height} columns=${columns.length} />
+        </tbody>
+      </table>
+      ${!ordered.length && html`<p class="empty">${empty}</p>`}
+    </div>`;
+}
+
+/** The room of rows that are not drawn. */
+const Space = ({ height, columns }) => height > 0 && html`
+  <tr class="space" aria-hidden="true"><td colspan=${columns} style=${{ height: `${height}px` }}></td></tr>`;

@@ -1,0 +1,163 @@
+// Models: what is installed, and what can be done with it.
+import { ask, mayChange } from "../api.js";
+import { Running } from "../bars.js";
+import { html, useEffect, useMemo, useState } from "../html.js";
+import { Act, Badge, Confirm, Loaded, Search } from "../parts.js";
+import { Plan } from "../plan.js";
+import { disk, installed, loaded, stats, useStore } from "../resources.js";
+import { Table } from "../table.js";
+import { ago, count, shown, size } from "../text.js";
+import { Verification } from "./verify.js";
+
+const EMPTY = [];
+
+/** The view; `what` is the id of one model. */
+export function Models({ what }) {
+  const [asking, ask_] = useState(null); // {kind: "pull" | "delete" | "verify", ...}
+  const close = () => ask_(null);
+  const [Details, setDetails] = useState(null);
+  useEffect(() => {
+    if (what !== null) import("./model.js").then(({ Details: found }) => setDetails(() => found));
+  }, [what]);
+  return html`
+    ${what !== null
+      ? Details && html`<${Details} id=${what} ask=${ask_} />`
+      : html`<${List} ask=${ask_} />`}
+    ${asking?.kind === "pull" && html`<${Plan} request=${asking.request} title="Pull a model" close=${close} />`}
+    ${asking?.kind === "delete" && html`<${Delete} id=${asking.id} close=${close} />`}
+    ${asking?.kind === "verify" && html`<${Verification} id=${asking.id} close=${close} />`}`;
+}
+
+function List({ ask: pose }) {
+  const [words, setWords] = useState("");
+  return html`
+    <h1 tabindex="-1">Models</h1>
+    ${mayChange() && html`<${PullForm} ask=${pose} />`}
+    <${Running} kind="model" />
+    <${Loaded} from=${installed} what="Asking which models are installed …">
+      ${({ data }) => html`<${Installed} models=${data} words=${words} setWords=${setWords} ask=${pose} />`}
+    <//>`;
+}
+
+function Installed({ models, words, setWords, ask: pose }) {
+  const running = useStore(loaded).data ?? EMPTY;
+  const rows = useMemo(() => matching(models, words), [models, words]);
+  const states = useMemo(() => new Map(running.map((each) => [each.id, each])), [running]);
+  const columns = useMemo(() => columnsOf(states, pose), [states, mayChange()]);
+  const bytes = useMemo(() => models.reduce((sum, model) => sum + model.size, 0), [models]);
+  return html`
+    <div class="toolbar">
+      <${Search} label="Search" value=${words} set=${setWords} />
+      <p role="status">${rows.length === models.length
+        ? `${count(models.length)} installed, ${size(bytes)}`
+        : `${count(rows.length)} of ${count(models.length)}`}</p>
+    </div>
+    <${Table} label="Installed models" columns=${columns} rows=${rows} id=${(model) => model.id}
+      empty=${models.length ? "No installed model has these words." : "No model is installed yet. Pull one above, or choose one in the catalog."} />`;
+}
+
+function matching(models, words) {
+  const wanted = words.toLowerCase().split(/\s+/).filter(Boolean);
+  if (!wanted.length) return models;
+  return models.filter((model) => {
+    const text = [model.id, model.owned_by, model.model_family, model.quantization, model.architecture].join("\n").toLowerCase();
+    return wanted.every((word) => text.includes(word));
+  });
+}
+
+function columnsOf(states, pose) {
+  const columns = [
+    { title: "Model", kind: "name", key: (model) => model.id, cell: (model) => html`<${Name} model=${model} />` },
+    { title: "Quantization", key: (model) => model.quantization, cell: (model) => shown(model.quantization ?? "–") },
+    { title: "Size", kind: "number", key: (model) => model.size, cell: (model) => size(model.size) },
+    { title: "Last used", key: (model) => (model.last_used ? -Date.parse(model.last_used) : null), cell: (model) => ago(model.last_used) },
+    { title: "State", key: (model) => (states.has(model.id) ? 0 : 1), cell: (model) => html`<${State} state=${states.get(model.id)} />` },
+  ];
+  if (mayChange()) {
+    columns.push({ title: "Actions", kind: "actions", hidden: true, cell: (model) => html`<${Actions} model=${model} state=${states.get(model.id)} ask=${pose} />` });
+  }
+  return columns;
+}
+
+const Name = ({ model }) => html`
+  <a href=${`#/models/${encodeURIComponent(model.id)}`}><bdi>${shown(model.id)}</bdi></a>
+  <small><bdi>${shown(model.owned_by)}</bdi></small>`;
+
+/** Whether a model is loaded. */
+export const State = ({ state }) => (state
+  ? html`<${Badge} kind=${state.state === "ready" ? "good" : state.state === "failed" ? "bad" : "busy"}>${
+    state.state === "ready" ? "loaded" : shown(state.state)}<//>`
+  : html`<span class="dim">not loaded</span>`);
+
+/** What can be done with a model. */
+export function Actions({ model, state, ask: pose }) {
+  const name = shown(model.id);
+  return html`<div class="actions">
+    ${state && state.state !== "failed"
+      ? html`<${Act} key="unload" label="Unload" name=${name} busy="Unloading …" run=${() => unload(model.id)} />`
+      : html`<${Act} key="load" label="Load" name=${name} busy="Loading …" run=${() => load(model.id)} />`}
+    <button type="button" class="secondary" aria-label=${`Verify ${name}`} onClick=${() => pose({ kind: "verify", id: model.id })}>Verify</button>
+    <button type="button" class="danger" aria-label=${`Delete ${name}`} onClick=${() => pose({ kind: "delete", id: model.id })}>Delete</button>
+  </div>`;
+}
+
+async function load(id) {
+  const asked = ask("POST", "v1/models/load", { model: id });
+  setTimeout(loaded.refresh, 200);
+  try {
+    await asked;
+  } finally {
+    await refreshed();
+  }
+  return `${shown(id)} is loaded`;
+}
+
+async function unload(id) {
+  await ask("POST", "v1/models/unload", { model: id });
+  await refreshed();
+  return `${shown(id)} is unloaded`;
+}
+
+const refreshed = () => Promise.all([loaded.refresh(), stats.refresh(), installed.refresh()]);
+
+function PullForm({ ask: pose }) {
+  const [source, setSource] = useState("");
+  const [projection, setProjection] = useState("");
+  function submit(event) {
+    event.preventDefault();
+    const body = { model_url: source.trim(), ...(projection.trim() && { proj_url: projection.trim() }) };
+    pose({ kind: "pull", request: { path: "v1/models/pull", body, target: source.trim() } });
+  }
+  return html`
+    <form class="toolbar" onSubmit=${submit}>
+      <label>Pull a model from
+        <input name="source" required value=${source} spellcheck="false" autocapitalize="off" autocomplete="off"
+          placeholder="owner/repo:Q4_K_M, or the URL of a GGUF file" onInput=${(event) => setSource(event.target.value)} /></label>
+      <label>Projection (optional)
+        <input name="projection" value=${projection} spellcheck="false" autocapitalize="off" autocomplete="off"
+          placeholder="URL, or none" onInput=${(event) => setProjection(event.target.value)} /></label>
+      <button type="submit">Plan</button>
+    </form>`;
+}
+
+function Delete({ id, close }) {
+  const [model, setModel] = useState(null);
+  const [force, setForce] = useState(false);
+  useEffect(() => {
+    ask("GET", `v1/models/${encodeURIComponent(id)}`).then(setModel, () => setModel({}));
+  }, []);
+  const name = shown(id);
+  async function run() {
+    await ask("DELETE", `v1/models/${encodeURIComponent(id)}${force ? "?force=true" : ""}`);
+    await Promise.all([refreshed(), disk.refresh()]);
+    if (location.hash.startsWith("#/models/")) location.hash = "#/models";
+    return `${name} is deleted`;
+  }
+  const words = model === null ? "Asking what this frees …" : model.frees === undefined ? "" : `This frees ${size(model.frees)} of disk.`;
+  return html`
+    <${Confirm} title=${`Delete ${name}?`} label="Delete" busy="Deleting …" run=${run} close=${close}>
+      <p role="status">${words}</p>
+      <label><input type="checkbox" checked=${force} onChange=${(event) => setForce(event.target.checked)} />
+        Also where it is loaded or being pulled: streams get 10 s to end</label>
+    <//>`;
+}
