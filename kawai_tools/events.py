@@ -84,7 +84,7 @@ class Again(msgspec.Struct, frozen=True):
     """How a Pull is asked for again over HTTP: a ``POST`` of this body to this path."""
 
     path: str
-    body: dict[str, object]
+    body: dict[str, str | int | float | bool | None]
 
 
 class PullEvent(Event, frozen=True, kw_only=True):

@@ -17,6 +17,7 @@ from schemathesis.specs.openapi.definitions import OPENAPI_31
 from kawai_tools import __version__
 from kawai_tools.api.health import ALIVE, READY
 from kawai_tools.api.inference import ROUTES as INFERENCE_ROUTES
+from kawai_tools.api.signin import ROUTES as SESSIONS
 from kawai_tools.contract import Nothing, Payload, Stream
 from kawai_tools.operations.table import OPERATIONS
 from tests.hub import LocalHub
@@ -31,6 +32,7 @@ HEALTH = {("GET", path) for path in (*ALIVE, *READY)}
 INFERENCE = {("POST", path) for path in INFERENCE_ROUTES}
 EVERYTHING = {(row.method, row.path or "") for row in ROWS} | HEALTH | INFERENCE
 EVERYTHING |= {("GET", "/openapi.json"), ("GET", "/metrics"), ("GET", "/v1/stats")}
+EVERYTHING |= {(route.method, route.path or "") for route in SESSIONS}
 
 
 class Served(NamedTuple):

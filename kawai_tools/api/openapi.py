@@ -16,9 +16,10 @@ from kawai_tools.api.health import ALIVE, READY, Health
 from kawai_tools.api.inference import ROUTES
 from kawai_tools.api.metrics import CONTENT_TYPE
 from kawai_tools.api.metrics import PATH as METRICS
+from kawai_tools.api.signin import ROUTES as SESSIONS
 from kawai_tools.api.stats import PATH as STATS
 from kawai_tools.api.stats import Stats
-from kawai_tools.contract import Level, Nothing, Operation, Payload, Request, Stream
+from kawai_tools.contract import Level, Nothing, Operation, Payload, Request, Route, Stream
 from kawai_tools.errors import OUTCOMES, ErrorBody
 
 DESCRIPTION = "/openapi.json"
@@ -37,12 +38,13 @@ def describe(operations: Iterable[Operation[Request]], access: Access) -> Json:
     """
     rows = [row for row in operations if row.path is not None]
     kinds: list[Any] = [ErrorBody, Health, Stats]
-    for row in rows:
+    described: list[Route[Any]] = [*rows, *SESSIONS]
+    for row in described:
         kinds += [*_results(row), *(field.type for field in msgspec.structs.fields(row.request))]
     schemas, components = msgspec.json.schema_components(kinds, ref_template=_REF)
     schema_of = dict(zip(map(repr, kinds), schemas, strict=True))
     paths: dict[str, Json] = {}
-    for row in rows:
+    for row in described:
         paths.setdefault(row.path or "", {})[row.method.lower()] = _operation(row, schema_of, access)
     for path in (*ALIVE, *READY):
         answer = _content("application/json", schema_of[repr(Health)])
@@ -90,7 +92,7 @@ def _inference(path: str, access: Access) -> Json:
     return {**described, "security": _security(Level.USE, access)}
 
 
-def _results(row: Operation[Request]) -> list[Any]:
+def _results(row: Route[Any]) -> list[Any]:
     if isinstance(row.result, Payload):
         return [row.result.type]
     if isinstance(row.result, Stream):
@@ -98,7 +100,7 @@ def _results(row: Operation[Request]) -> list[Any]:
     return []
 
 
-def _operation(row: Operation[Request], schema_of: Mapping[str, Json], access: Access) -> Json:
+def _operation(row: Route[Any], schema_of: Mapping[str, Json], access: Access) -> Json:
     fields = {field.encode_name: field for field in msgspec.structs.fields(row.request)}
     parameters, keys = [], {}
     for name, field in fields.items():
@@ -133,13 +135,13 @@ def _plain(schema: Json) -> Json:
     return kinds[0] if len(kinds) == 1 else schema
 
 
-def _status(row: Operation[Request]) -> int:
+def _status(row: Route[Any]) -> int:
     if isinstance(row.result, Nothing):
         return 204
     return row.result.status if isinstance(row.result, Payload) else 200
 
 
-def _answers(row: Operation[Request], schema_of: Mapping[str, Json]) -> Json | None:
+def _answers(row: Route[Any], schema_of: Mapping[str, Json]) -> Json | None:
     if isinstance(row.result, Payload):
         return _content("application/json", schema_of[repr(row.result.type)])
     if isinstance(row.result, Nothing):

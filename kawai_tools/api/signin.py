@@ -127,3 +127,4 @@ GIVE_CODE = Route(
     level=Level.ADMIN,
     summary="Make a code that signs in once, within 60 s",
 )
+ROUTES: tuple[Route[Any], ...] = (BEGIN, TELL, END, GIVE_CODE)

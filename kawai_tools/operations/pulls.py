@@ -63,7 +63,7 @@ def _pull_row(pull: "Pull") -> PullRow:
 
 def again(row: Operation[R], request: R) -> Again | None:
     """What asks for a pull again; ``None`` where an address holds what is nobody's business."""
-    fields: dict[str, object] = msgspec.to_builtins(request)
+    fields: dict[str, str | int | float | bool | None] = msgspec.to_builtins(request)
     defaults = {each.encode_name: each.default for each in msgspec.structs.fields(row.request)}
     said = {name: value for name, value in fields.items() if value != defaults[name]}
     if any("://" in str(value) and re.search(r"//[^/]*@|\?", str(value)) for value in said.values()):
