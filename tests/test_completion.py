@@ -101,6 +101,7 @@ def test_models_of_the_home_that_is_typed(stocked: Program, tmp_path: Path) -> N
                 "pulls",
                 "tokens",
                 "serve",
+                "ui",
                 "run",
                 "fit",
                 "logs",

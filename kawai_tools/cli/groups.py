@@ -28,6 +28,7 @@ LAZY = {
     "fit": "Say whether a model will run here, before it is pulled.",
     "run": "Ask a model, fetching it and an engine if need be.",
     "serve": "Serve the HTTP API on this machine.",
+    "ui": "Open the admin page of a running kawai serve.",
     "logs": "Show what kawai serve says, or the engine of a model.",
     "service": "Have kawai serve run by itself, from login on.",
     "doctor": "Say what works, what does not, and what to do.",

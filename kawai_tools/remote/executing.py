@@ -20,8 +20,10 @@ LOAD_PATIENCE = 3600.0
 """Seconds without a word of a model: it may have to be loaded, and to read a long prompt."""
 
 _ERROR, _DONE = 400, 204
+_PATIENCE = 60.0
 
 R = TypeVar("R", bound=Request)
+T = TypeVar("T")
 
 
 def run(row: Operation[R], request: R, peer: "Peer") -> object:
@@ -91,6 +93,21 @@ def _payload(row: Operation[R], peer: "Peer", status: int, data: bytes) -> objec
             raise peer.misunderstood(f"answered {status} where nothing is to be answered")
         return None
     kind: Any = result.payload if isinstance(result, Stream) else result.type
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except UNDECODABLE as error:
+        raise peer.misunderstood(f"answered something else than was asked ({error})") from error
+
+
+def post(peer: "Peer", path: str, kind: type[T]) -> T:
+    """Post nothing to a route that is no row; its payload.
+
+    Raises the error that the other kawai reports, and what :meth:`Peer.ask` raises.
+    """
+    with contextlib.closing(peer.ask("POST", path, patience=_PATIENCE)) as answer:
+        data = _body(answer, peer)
+        if answer.status >= _ERROR:
+            raise peer.reported(answer.status, data)
     try:
         return msgspec.json.decode(data, type=kind)
     except UNDECODABLE as error:
