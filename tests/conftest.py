@@ -13,6 +13,13 @@ from tests.program import Daemon, Program, serving
 from tests.workspaces import Workspaces
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the pictures of README.md be taken anew."""
+    parser.addoption(
+        "--pictures", action="store_true", help="keep the pictures that tests/test_page.py takes"
+    )
+
+
 @pytest.fixture(scope="session")
 def real_model() -> Path:
     """SmolLM2-135M-Instruct, 98 MB: the package is not imported, since it wants another one."""

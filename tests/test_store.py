@@ -836,6 +836,7 @@ class TestPayloads:
                 "general.file_type": 7,
                 "tokenizer.chat_template": TEMPLATE,
             },
+            "frees": len(weights) + len(projection),
             "config": {
                 "context_length": {"value": 128, "source": "model"},
                 "parallel": {"value": 4, "source": "default"},

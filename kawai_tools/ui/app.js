@@ -30,14 +30,15 @@ function place() {
   return { name: VIEWS[known].admin && !mayChange() ? "models" : known, what };
 }
 
+/** The view that is asked for, whoever looks: they may yet sign in. */
 function usePlace() {
-  const [at, set] = useState(place);
+  const [, redraw] = useState(location.hash);
   useEffect(() => {
-    const change = () => set(place());
+    const change = () => redraw(location.hash);
     addEventListener("hashchange", change);
     return () => removeEventListener("hashchange", change);
   }, []);
-  return at;
+  return place();
 }
 
 function View({ name, what }) {
@@ -53,7 +54,7 @@ function View({ name, what }) {
   }, [name]);
   const ready = found.name === name;
   useLayoutEffect(() => {
-    document.title = `${VIEWS[name].title} – kawai`;
+    document.title = `${VIEWS[name].title} - kawai`;
     if (ready && !first.current) content.current.querySelector("h1")?.focus();
     if (ready) first.current = false;
   }, [name, what, ready]);

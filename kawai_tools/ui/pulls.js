@@ -11,6 +11,7 @@ const FINAL = new Set(["downloaded", "exists", "verified", "exported", "imported
 const FOLLOWED = 2;
 const QUARTERS = 4;
 const PAUSE = 1000; // milliseconds
+const RECENT = 300000; // milliseconds for which a pull that a server's end cancelled is gone on with by itself
 const KEPT = "kawai.pulls";
 const rows = resource("v1/pulls", 5);
 
@@ -21,6 +22,8 @@ const details = new Map(); // by id: {event, files, quarter}, as far as its stre
 const following = new Map(); // by id: what ends following it
 const gone = new Map(); // by id: the rows of pulls that ended with an earlier server
 const refused = new Set(); // ids of pulls that may not be followed
+const mine = new Set(); // ids of pulls that were cancelled here
+const stopped = new Map(); // by id: when a pull was cancelled by somebody else, be it a server that ended
 
 /** Whether a pull has come to its end. */
 export const isOver = (pull) => FINAL.has(pull.status) || pull.status === "interrupted";
@@ -62,8 +65,18 @@ function merge() {
     const request = isOld ? null : known[row.pull] ?? row.again ?? null;
     return { ...row, status, completed, total, rate, eta, error, files: [...(detail?.files ?? [])], request };
   }));
+  if (rows.get().data) noteEnded(listed);
   choose();
 }
+
+/** Ask anew for what pulls change, where one has ended that nobody here followed. */
+function noteEnded(listed) {
+  const ended = listed.filter(isOver).map((row) => row.pull).join();
+  if (endedBefore !== null && ended !== endedBefore) refreshAll();
+  endedBefore = ended;
+}
+let endedBefore = null;
+const refreshAll = () => [installed, disk, libs].forEach((each) => each.touch());
 
 /** Follow the newest that run, while the page is seen. */
 function choose() {
@@ -76,7 +89,7 @@ function choose() {
 /** Begin to watch; once, when it is known who looks. */
 export function watchPulls() {
   refused.clear();
-  const leave = rows.subscribe(merge);
+  const leave = rows.subscribe(() => { merge(); goOnWithLost(); });
   const timer = setInterval(() => {
     const others = pulls.get().some((pull) => !isOver(pull) && !following.has(pull.pull));
     if (others && !document.hidden && !connection.get().lost) rows.refresh();
@@ -100,6 +113,16 @@ async function findInterrupted() {
     if (!listed.some((row) => row.pull === id)) interrupt(id, request.target);
   }
   merge();
+}
+
+/** A server that ends in peace cancels its pulls, and the next one does not know them. */
+function goOnWithLost() {
+  const listed = rows.get().data ?? [];
+  for (const [id, time] of stopped) {
+    if (listed.some((row) => row.pull === id)) continue;
+    stopped.delete(id);
+    if (Date.now() - time < RECENT) goOnAlone(id);
+  }
 }
 
 function interrupt(id, target) {
@@ -185,9 +208,12 @@ function finish(id, event) {
   const name = nameOf(id);
   if (event.status === "downloaded") { say(`${name} is installed`); forget(id); }
   else if (event.status === "exists") { say(`${name} is here already`); forget(id); }
-  else if (event.status === "cancelled") say(`The pull of ${name} is cancelled; what was fetched is kept`);
+  else if (event.status === "cancelled") {
+    say(`The pull of ${name} is cancelled; what was fetched is kept`);
+    if (!mine.has(id)) stopped.set(id, Date.now());
+  }
   else if (event.status === "failed" && event.error) warn({ message: `${name}: ${event.error.message}`, hint: event.error.hint });
-  for (const each of [installed, disk, libs]) each.refresh();
+  refreshAll();
 }
 
 /** The server was started anew: ask it for the same again, which goes on with what was fetched. */
@@ -196,7 +222,7 @@ async function goOnAlone(id) {
   interrupt(id, request?.target ?? nameOf(id));
   if (request && mayBegin(request)) {
     say(`kawai was started anew; the pull of ${request.target} goes on`);
-    await goOn({ pull: id, request });
+    await goOn({ pull: id, request }).catch(warn);
   }
   merge();
 }
@@ -231,4 +257,7 @@ export async function goOn(pull) {
 }
 
 /** Cancel a pull; what was fetched is kept. Throws a `Problem`. */
-export const cancel = (pull) => ask("DELETE", `v1/pulls/${pull.pull}`);
+export function cancel(pull) {
+  mine.add(pull.pull);
+  return ask("DELETE", `v1/pulls/${pull.pull}`);
+}

@@ -24,7 +24,7 @@ export function useClock(period = 1000) {
 
 /**
  * What the server answers at a path: `{data, problem}`, both null until it has. It is asked anew every `seconds`
- * while a component uses it and the page is seen, and at once by `refresh`.
+ * while a component uses it and the page is seen; at once by `refresh`, and by `touch` if it is used.
  */
 export function resource(path, seconds) {
   const state = store({ data: null, problem: null });
@@ -61,7 +61,7 @@ export function resource(path, seconds) {
   const seen = () => { if (watchers && !document.hidden) refresh(); };
   document.addEventListener("visibilitychange", seen);
   heard(seen);
-  return { get: state.get, subscribe, refresh };
+  return { get: state.get, subscribe, refresh, touch: seen };
 }
 
 export const installed = resource("v1/models", 30);

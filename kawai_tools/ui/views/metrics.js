@@ -52,10 +52,12 @@ function Figure({ chart, history, Chart }) {
   ], [history]);
   useEffect(() => {
     if (!Chart) return undefined;
-    plot.current = new Chart(optionsOf(chart, box.current.clientWidth), data, box.current);
-    const watcher = new ResizeObserver(() => plot.current.setSize({ width: Math.max(WIDTHS.min, box.current.clientWidth - WIDTHS.gap), height: HEIGHT }));
-    watcher.observe(box.current);
-    return () => { watcher.disconnect(); plot.current.destroy(); };
+    const element = box.current;
+    const drawn = new Chart(optionsOf(chart, element.clientWidth), data, element);
+    plot.current = drawn;
+    const watcher = new ResizeObserver(() => drawn.setSize({ width: widthOf(element.clientWidth), height: HEIGHT }));
+    watcher.observe(element);
+    return () => { watcher.disconnect(); drawn.destroy(); };
   }, [Chart]);
   useEffect(() => { plot.current?.setData(data); }, [data]);
   const last = history.at(-1);
@@ -67,12 +69,14 @@ function Figure({ chart, history, Chart }) {
     </article>`;
 }
 
+const widthOf = (room) => Math.max(WIDTHS.min, room - WIDTHS.gap);
+
 function optionsOf(chart, width) {
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const axis = { stroke: colour("--dim"), grid: { stroke: colour("--line"), width: 1 }, ticks: { stroke: colour("--line"), width: 1 } };
   const strokes = [colour("--busy"), colour("--bad")];
   return {
-    width: Math.max(WIDTHS.min, width - WIDTHS.gap),
+    width: widthOf(width),
     height: HEIGHT,
     cursor: { drag: { x: false, y: false } },
     scales: { y: { range: (_, low, high) => [0, high > 0 ? high * 1.1 : 1] } },
