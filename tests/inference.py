@@ -279,6 +279,12 @@ def stocked(root: Path, hub: LocalHub, real_model: Path, **environ: str) -> Prog
     return cli
 
 
+def brief(cli: Program, name: str) -> None:
+    """Let the real model of this name answer "Hi" in ten words; left to chance it may talk for minutes."""
+    config = Path(cli.environ["KAWAI_HOME"]) / "config.toml"
+    config.write_text(f'[models."{name}"]\nthreads = 1\ntemperature = 0.0\n')
+
+
 def logs_of(cli: Program) -> str:
     folder = Path(cli.environ["KAWAI_HOME"]) / "logs"
     return "".join(path.read_text() for path in folder.rglob("*") if path.is_file())

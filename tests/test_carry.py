@@ -34,7 +34,7 @@ from kawai_tools.transfer.pulls import Pull
 from kawai_tools.workspace import Workspace
 from tests.bundles import asset_name, host_platform, launcher_bundle
 from tests.hub import LocalHub
-from tests.inference import soon
+from tests.inference import brief, soon
 from tests.program import KAWAI, Program
 from tests.samples import F32, tiny_gguf
 from tests.workspaces import Workspaces, pull
@@ -1045,5 +1045,6 @@ def test_the_real_model_is_carried_and_answers(real_model: Path, tmp_path: Path)
     assert there("models", "index").code == 0
     assert there("export", str(tmp_path / "x.tar")).code == 0
     assert here("--offline", "import", str(tmp_path / "x.tar")).code == 0
-    answer = here("--offline", "run", real_model.stem, "Say yes")
+    brief(here, real_model.stem)
+    answer = here("--offline", "run", real_model.stem, "Hi")
     assert (answer.code, bool(answer.out.strip())) == (0, True), answer

@@ -14,7 +14,8 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,19 +70,21 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def offer(plain: Path, hub: LocalHub, tmp_path: Path) -> Callable[..., Build]:
     """Releases a build that works, with other files in it."""
+    return partial(_offer, plain, hub, tmp_path)
 
-    def make(tag: str, extra: Mapping[str, bytes] | None = None) -> Build:
-        folder = tmp_path / "offered" / os.urandom(4).hex()
-        archive = folder / asset_name(tag, host_platform())
-        folder.mkdir(parents=True)
-        _repack(plain, archive, extra or {"about": tag.encode()})
-        hub.add_release(tag, {archive.name: archive})
-        with tarfile.open(archive) as tape:
-            tape.extractall(folder / "whole", filter="data")
-        (top,) = (folder / "whole").iterdir()
-        return Build(tag, archive, content_of(top))
 
-    return make
+def _offer(
+    plain: Path, hub: LocalHub, root: Path, tag: str, extra: Mapping[str, bytes] | None = None
+) -> Build:
+    folder = root / "offered" / os.urandom(4).hex()
+    archive = folder / asset_name(tag, host_platform())
+    folder.mkdir(parents=True)
+    _repack(plain, archive, extra or {"about": tag.encode()})
+    hub.add_release(tag, {archive.name: archive})
+    with tarfile.open(archive) as tape:
+        tape.extractall(folder / "whole", filter="data")
+    (top,) = (folder / "whole").iterdir()
+    return Build(tag, archive, content_of(top))
 
 
 def _repack(source: Path, target: Path, extra: Mapping[str, bytes]) -> None:
@@ -236,16 +239,6 @@ def test_an_upgrade_killed_at_ten_random_moments_leaves_an_active_build_that_wor
         assert not list(layout_of(libs).partials.iterdir())
 
 
-def times_called(program: Program, call: str, *args: str) -> int:
-    """How often the thread that makes the call most often makes it; strace counts by thread."""
-    log = program.home / "calls"
-    ended = run(program, *args, under=["strace", "-f", "-qq", "-o", str(log), "-e", f"trace={call}"])
-    assert ended.code == 0, ended
-    # an interrupted call takes two lines, the second "<... resumed>"
-    callers = re.findall(r"^(\d+) +[a-z]\w*\(", log.read_text(), re.MULTILINE)
-    return max(map(callers.count, set(callers)), default=0)
-
-
 CHANGES = {
     "upgrade": ("pull", NEW),
     "forced": ("pull", OLD, "--force"),
@@ -271,6 +264,61 @@ NONE_OF = {
 """A switch makes no such calls."""
 
 
+def times_called(program: Program, *args: str) -> dict[str, int]:
+    """How often the thread that makes a call most often makes it; strace counts by thread."""
+    log = program.home / "calls"
+    trace = f"trace={','.join(CALLS)}"
+    under = ["strace", "-f", "--seccomp-bpf", "-qq", "-o", str(log), "-e", trace]
+    ended = run(program, *args, under=under)
+    assert ended.code == 0, ended
+    # an interrupted call takes two lines, the second "<... resumed>"
+    made = re.findall(r"^(\d+) +([a-z]\w*)\(", log.read_text(), re.MULTILINE)
+
+    def most(call: str) -> int:
+        callers = [caller for caller, name in made if name in call.split(",")]
+        return max(map(callers.count, set(callers)), default=0)
+
+    return {call: most(call) for call in CALLS}
+
+
+class Stage(NamedTuple):
+    """A home before a change, which is set anew for each call that the change is struck at."""
+
+    program: Program
+    args: Sequence[str]
+    builds: Sequence[Build]
+    prepared: Path
+    calls: Mapping[str, int]
+
+    def set(self) -> None:
+        home = Path(self.program.environ["KAWAI_HOME"])
+        shutil.rmtree(home)
+        shutil.copytree(self.prepared, home, symlinks=True)
+
+
+@pytest.fixture(scope="module")
+def stages(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Stage]]:
+    """The stage of a change; what installs its builds and counts its calls is done once for all of them."""
+    with contextlib.ExitStack() as hubs:
+
+        @cache
+        def stage(change: str) -> Stage:
+            root = tmp_path_factory.mktemp(change)
+            hub = hubs.enter_context(LocalHub(root / "hub"))
+            program = Program(root, {"HF_ENDPOINT": hub.endpoint, "KAWAI_LIBS_API": hub.libs_api})
+            builds = [_offer(plain, hub, root, tag) for tag in (OLD, NEW)]
+            for tag in (OLD,) if change == "upgrade" else (NEW, OLD):
+                assert program("libs", "pull", tag).code == 0
+            if change == "forced":
+                builds.append(_offer(plain, hub, root, OLD, {"about": b"published anew"}))
+            prepared = root / "prepared"
+            shutil.copytree(program.environ["KAWAI_HOME"], prepared, symlinks=True)
+            args = ("libs", *CHANGES[change])
+            return Stage(program, args, builds, prepared, times_called(program, *args))
+
+        yield stage
+
+
 def spread(count: int, most: int = 3) -> list[int]:
     """At most so many of the calls 1 to ``count``, the first and the last among them."""
     if count <= most:
@@ -284,29 +332,16 @@ def spread(count: int, most: int = 3) -> list[int]:
     [(change, call) for change in CHANGES for call in CALLS if (change, call) not in NONE_OF],
 )
 def test_a_change_killed_at_any_system_call_leaves_the_old_build_or_the_new(
-    change: str,
-    call: str,
-    strace: list[str],
-    libs: Program,
-    offer: Callable[..., Build],
-    tmp_path: Path,
+    change: str, call: str, strace: list[str], stages: Callable[[str], Stage]
 ) -> None:
     """The kill comes before the call. A file has been made, and is still empty, when its mode is set."""
-    args = ("libs", *CHANGES[change])
-    builds = [offer(OLD), offer(NEW)]
-    if change != "upgrade":
-        assert libs("libs", "pull", NEW).code == 0
-    assert libs("libs", "pull", OLD).code == 0
-    if change == "forced":
-        builds.append(offer(OLD, {"about": b"published anew"}))
-    home, prepared = Path(libs.environ["KAWAI_HOME"]), tmp_path / "prepared"
-    shutil.copytree(home, prepared, symlinks=True)
+    stage = stages(change)
+    libs, args, builds = stage.program, stage.args, stage.builds
     wrong: list[str] = []
     killed = 0
-    for number in spread(times_called(libs, call, *args)):
+    for number in spread(stage.calls[call]):
         where = f"{call} {number}"
-        shutil.rmtree(home)
-        shutil.copytree(prepared, home, symlinks=True)
+        stage.set()
         inject = ["-e", f"trace={call}", "-e", f"inject={call}:signal=KILL:when={number}"]
         ended = run(libs, *args, under=[*strace, *inject])
         if ended.code != -signal.SIGKILL:
@@ -811,26 +846,13 @@ def test_a_disk_that_others_fill_meanwhile_leaves_the_old_build_and_a_partial_to
     ],
 )
 def test_a_disk_that_is_full_at_any_system_call_is_said_and_the_active_build_works(
-    change: str,
-    call: str,
-    strace: list[str],
-    libs: Program,
-    offer: Callable[..., Build],
-    tmp_path: Path,
+    change: str, call: str, strace: list[str], stages: Callable[[str], Stage]
 ) -> None:
-    args = ("libs", *CHANGES[change])
-    builds = [offer(OLD), offer(NEW)]
-    if change != "upgrade":
-        assert libs("libs", "pull", NEW).code == 0
-    assert libs("libs", "pull", OLD).code == 0
-    if change == "forced":
-        builds.append(offer(OLD, {"about": b"published anew"}))
-    home, prepared = Path(libs.environ["KAWAI_HOME"]), tmp_path / "prepared"
-    shutil.copytree(home, prepared, symlinks=True)
+    stage = stages(change)
+    libs, args, builds = stage.program, stage.args, stage.builds
     codes, wrong = [], []
-    for number in spread(times_called(libs, call, *args)):
-        shutil.rmtree(home)
-        shutil.copytree(prepared, home, symlinks=True)
+    for number in spread(stage.calls[call]):
+        stage.set()
         inject = ["-e", f"trace={call}", "-e", f"inject={call}:error=ENOSPC:when={number}"]
         ended = run(libs, *args, "--json", under=[*strace, *inject])
         where = (call, number, ended)

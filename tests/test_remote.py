@@ -27,6 +27,7 @@ from kawai_tools.remote.peer import Peer
 from kawai_tools.transfer.outbound import Route
 from kawai_tools.transfer.patience import Patience
 from tests.hub import LocalHub
+from tests.inference import brief
 from tests.program import Daemon, Ended, Program, serving
 from tests.samples import F32, tiny_gguf
 
@@ -61,6 +62,7 @@ def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[There]:
         cli.home.mkdir()
         far = Program(root / "b")
         assert cli("models", "pull", REPO).code == 0
+        brief(cli, "Smol-Q4_1")
         with serving(cli) as daemon:
             yield There(daemon, cli, far)
             assert daemon.process.poll() is None
@@ -615,7 +617,7 @@ def test_kawai_run_answers_there(there: There, real_model: Path) -> None:
     store.mkdir(parents=True)
     (store / "Smol-Q4_1.gguf").symlink_to(real_model)
     assert there.at("models", "index").code == 0
-    ended = there.at("run", "Smol-Q4_1", "Name three colours")
+    ended = there.at("run", "Smol-Q4_1", "Hi")
     assert (ended.code, ended.err, bool(ended.out.strip())) == (0, "", True)
     (row,) = json.loads(there.at("models", "ps", "--json").out)
     assert (row["id"], row["state"]) == ("Smol-Q4_1", "ready")

@@ -780,6 +780,7 @@ def test_yes_fetches_the_model_and_it_answers(bare: Program, words: str) -> None
 
 @pytest.mark.slow
 def test_on_a_terminal_it_asks_first(bare: Program) -> None:
+    lists(bare, SURE)
     with terminal(bare, "run", REPO, SHORT) as opened:
         opened.await_shown("[y/N]")
         opened.type("n\n")
@@ -799,6 +800,7 @@ def test_on_a_terminal_it_asks_first(bare: Program) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler to make a build with")
 def test_yes_fetches_engine_and_model(bare: Program, shop: Shop, tmp_path: Path) -> None:
+    lists(bare, SURE)
     build = launcher_bundle("b9", directory=tmp_path)
     shop.hub.add_release("b9", {asset_name("b9", host_platform()): build})
     bare.environ["KAWAI_ENGINE"] = "auto"

@@ -328,6 +328,7 @@ def test_started_as_a_service_it_lets_a_stream_finish(kawai: Program, real_model
     store = kawai.home / "kawai/models/me"
     store.mkdir(parents=True)
     (store / f"{MODEL}.gguf").symlink_to(real_model)
+    kawai.environ["KAWAI_THREADS"] = "1"  # two that wait for each other crawl where others work as well
     assert kawai("models", "index").code == 0
     with as_a_service(kawai, "--engine", "xllamacpp") as started:
         told = started.told()
