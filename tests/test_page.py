@@ -497,7 +497,9 @@ def test_the_keyboard_does_it_all(browser: Browser, full: Place) -> None:
 
 
 def test_pictures(browser: Browser, full: Place, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    with tab(browser, full.daemon, reduced_motion="reduce") as opened:
+    with tab(
+        browser, full.daemon, reduced_motion="reduce", viewport={"width": 1280, "height": 560}
+    ) as opened:
         for view, name in (("models", "models.png"), ("running", "running.png")):
             page = opened.open(view)
             page.wait_for_function("() => !document.querySelector('main .waiting')")
