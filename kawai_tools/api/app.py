@@ -193,6 +193,7 @@ def _signing(route: contract.Route[Any], answer: Answer) -> Handler:
 
 def _pages(access: Access) -> dict[str, Handler]:
     """What gives the admin page."""
+    pages.warm()
 
     async def index(request: Request) -> ASGIApp:
         return pages.index(access.seen(request.scope["headers"]))

@@ -61,6 +61,11 @@ def _files() -> dict[str, _File]:
     return found
 
 
+def warm() -> None:
+    """Read all files, before requests would wait for that."""
+    _files()
+
+
 def index(session: str) -> Response:
     """The page; ``session`` tells its scripts who looks: ``open``, ``admin``, ``user`` or ``none``."""
     file = _files()[_INDEX]

@@ -1,8 +1,8 @@
 // The page as a whole: who looks, which view, what is said, and whether the server can be reached.
-import { connection, mayChange, recognise, session, signIn, signOut } from "./api.js";
+import { connection, heard, mayChange, recognise, session, signIn, signOut } from "./api.js";
 import { Heard } from "./bars.js";
 import { html, render, useEffect, useLayoutEffect, useRef, useState } from "./html.js";
-import { Notices, Trouble, Waiting, warn } from "./parts.js";
+import { Notices, Trouble, Waiting, say, warn } from "./parts.js";
 import { isOver, pulls, watchPulls } from "./pulls.js";
 import { disk, installed, useStore } from "./resources.js";
 import { SignIn } from "./signin.js";
@@ -97,14 +97,15 @@ function Who() {
 }
 
 function Connection() {
-  const { lost, restarts } = useStore(connection);
-  const words = lost ? "The connection to kawai is lost. It is tried again by itself …" : restarts ? "kawai is back." : "";
+  const { lost } = useStore(connection);
+  const words = lost ? "The connection to kawai is lost. It is tried again by itself …" : "";
   return html`<div role="alert" class=${lost ? "connection lost" : "connection"}>${words}</div>`;
 }
 
 function App({ problem }) {
   const { role } = useStore(session);
   const at = usePlace();
+  useEffect(() => heard(() => say("kawai is back.")), []);
   useEffect(() => {
     if (role === "none") return undefined;
     installed.refresh(); // the document has had it asked for already

@@ -1,3 +1,5 @@
+// The smallest kind of state: a value that others watch.
+
 /** A value that others watch. */
 export function store(value) {
   const watchers = new Set();

@@ -86,7 +86,7 @@ export function Dialog({ title, close, children }) {
   useEffect(() => {
     const before = document.activeElement;
     dialog.current.showModal();
-    return () => before?.focus?.();
+    return () => (before?.isConnected ? before : document.querySelector("main h1"))?.focus();
   }, []);
   return html`
     <dialog ref=${dialog} aria-labelledby="dialog-title" onClose=${close}

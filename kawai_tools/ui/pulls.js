@@ -62,12 +62,15 @@ function merge() {
     const { status, completed, total, rate, eta, error } = { ...row, ...event };
     const isOld = newer.has(`${row.kind} ${row.target}`); // somebody has begun it anew
     newer.add(`${row.kind} ${row.target}`);
-    const request = isOld ? null : known[row.pull] ?? row.again ?? null;
+    const request = isOld ? null : known[row.pull] ?? asked(row);
     return { ...row, status, completed, total, rate, eta, error, files: [...(detail?.files ?? [])], request };
   }));
   if (rows.get().data) noteEnded(listed);
   choose();
 }
+
+/** What goes on with a pull that somebody else has begun, as `begin` takes it. */
+const asked = ({ again, target }) => again && { path: again.path.replace(/^\//, ""), body: again.body, target };
 
 /** Ask anew for what pulls change, where one has ended that nobody here followed. */
 function noteEnded(listed) {
