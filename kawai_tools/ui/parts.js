@@ -56,25 +56,29 @@ export function Loaded({ from, what, children }) {
   return problem ? html`<${Trouble} problem=${problem} />` : html`<${Waiting} what=${what} />`;
 }
 
+/** What is being done now, by label and name: a view that is left and come back to still tells. */
+const doing = store(new Set());
+
+async function carryOut(key, run) {
+  doing.set(new Set([...doing.get(), key]));
+  try {
+    const done = await run();
+    if (done) say(done);
+  } catch (problem) {
+    warn(problem);
+  } finally {
+    doing.set(new Set([...doing.get()].filter((each) => each !== key)));
+  }
+}
+
 /**
  * A button that does something which takes its time: it says so, cannot be pressed twice, and tells what failed.
- * `run` returns what is to be said when it is done, or nothing.
+ * `run` returns what is to be said when it is done, or nothing. `name` is what it is done to.
  */
 export function Act({ label, busy, run, name, kind = "secondary", disabled = false }) {
-  const [works, set] = useState(false);
-  const here = useRef(true);
-  useEffect(() => () => { here.current = false; }, []);
-  async function press() {
-    set(true);
-    try {
-      const done = await run();
-      if (done) say(done);
-    } catch (problem) {
-      warn(problem);
-    } finally {
-      if (here.current) set(false);
-    }
-  }
+  const key = `${label} ${name ?? ""}`;
+  const works = useStore(doing).has(key);
+  const press = () => carryOut(key, run);
   return html`
     <button type="button" class=${kind} aria-busy=${works} disabled=${works || disabled} onClick=${press}
       aria-label=${name ? `${label} ${name}` : null}>${works ? busy : label}</button>`;

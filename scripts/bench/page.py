@@ -44,6 +44,10 @@ WATCH = """
 """
 """Notes when the frame after the one that has the models has been drawn."""
 
+SCROLL_PLAIN = """async () => {
+  const frame = () => new Promise((go) => requestAnimationFrame(go));
+  for (let top = 0; top < 200000; top += 400) { scrollTo(0, top); await frame(); }
+}"""
 SCROLL = """async () => {
   const box = document.querySelector(".table");
   const frame = () => new Promise((go) => requestAnimationFrame(go));
@@ -113,30 +117,45 @@ def first_view(browser: Browser, urls: dict[str, str], rounds: int, bound: float
     return ratio <= bound
 
 
-def frames(browser: Browser, url: str, bound: float) -> bool:
-    """The longest task of the page's main thread, and the longest time between two frames, while it moves."""
+def moved(browser: Browser, url: str, script: str) -> tuple[float, float, int]:
+    """The longest task of a page's main thread, the longest time between frames (ms), and how many frames."""
     with opened(browser, url) as page, tempfile.TemporaryDirectory() as folder:
         page.wait_for_timeout(1500)  # what is asked at the start is here
         trace = Path(folder, "trace.json")
-        categories = ["devtools.timeline", "disabled-by-default-devtools.timeline", "toplevel"]
-        browser.start_tracing(page=page, path=trace, categories=categories)
-        page.evaluate(SCROLL)
+        browser.start_tracing(page=page, path=trace, categories=["devtools.timeline", "toplevel"])
+        page.evaluate(script)
         browser.stop_tracing()
         events = json.loads(trace.read_text())["traceEvents"]
     names = {(e["pid"], e["tid"]): e["args"]["name"] for e in events if e["name"] == "thread_name"}
     mains = {key for key, name in names.items() if name == "CrRendererMain"}
     fired = [(e["pid"], e["tid"]) for e in events if e["name"] == "FireAnimationFrame"]
-    main = max(mains, key=fired.count)
-    tasks = [e["dur"] / 1e3 for e in events if e["name"] == "RunTask" and (e["pid"], e["tid"]) == main]
-    begun = sorted(
-        e["ts"] / 1e3 for e in events if e["name"] == "FireAnimationFrame" and (e["pid"], e["tid"]) == main
-    )
-    gaps = sorted(later - earlier for earlier, later in pairwise(begun))
+    own = [e for e in events if (e["pid"], e["tid"]) == max(mains, key=fired.count)]
+    begun = sorted(e["ts"] for e in own if e["name"] == "FireAnimationFrame")
+    gaps = [(later - earlier) / 1e3 for earlier, later in pairwise(begun)]
+    tasks = [
+        e["dur"] / 1e3 for e in own if e["name"].endswith("RunTask") and begun[0] <= e["ts"] <= begun[-1]
+    ]
+    return max(tasks), max(gaps), len(begun)
+
+
+def frames(browser: Browser, urls: dict[str, str], rounds: int, bound: float) -> bool:
+    """The longest frame while models are scrolled and sorted, and what the machine adds to any page."""
+    scripts = {"plain": SCROLL_PLAIN, "kawai": SCROLL}
+    found: dict[str, list[tuple[float, float, int]]] = {name: [] for name in urls}
+    for _ in range(rounds):
+        for name, url in urls.items():
+            found[name].append(moved(browser, url, scripts[name]))
+    longest = {}
+    for name, passes in found.items():
+        tasks, gaps = ([each[kind] for each in passes] for kind in (0, 1))
+        longest[name] = statistics.median(map(max, zip(tasks, gaps, strict=True)))
+        shown = ", ".join(f"{each:.0f}" for each in sorted(map(max, zip(tasks, gaps, strict=True))))
+        print(f"  {name}: {passes[0][2]} frames a pass; the longest of each pass, in ms: {shown}")
     print(
-        f"scrolling and sorting them: {len(begun)} frames, longest task {max(tasks):.1f} ms, longest frame "
-        f"{gaps[-1]:.1f} ms, median {statistics.median(gaps):.1f} ms (at most {bound:g})"
+        f"scrolling and sorting them: longest frame or task {longest['kawai']:.0f} ms, scrolling the plain "
+        f"page {longest['plain']:.0f} ms (medians of {rounds} passes; at most {bound:g})"
     )
-    return bool(max(*tasks, gaps[-1]) <= bound)
+    return longest["kawai"] <= bound
 
 
 def cpu(pid: int) -> float:
@@ -164,6 +183,7 @@ def main() -> None:
     """Measure all, and print what it comes to."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--passes", type=int, default=7)
     parser.add_argument("--seconds", type=int, default=60)
     parser.add_argument("--view-bound", type=float, default=1.5)
     parser.add_argument("--frame-bound", type=float, default=50.0)
@@ -180,9 +200,10 @@ def main() -> None:
         fetched.append(url)
         playwright = stack.enter_context(sync_playwright())
         browser = playwright.chromium.launch(executable_path=path, args=root)
+        pages = {"plain": origin, "kawai": f"{url}/ui/"}
         fine = [
-            first_view(browser, {"plain": origin, "kawai": f"{url}/ui/"}, given.rounds, given.view_bound),
-            frames(browser, f"{url}/ui/", given.frame_bound),
+            first_view(browser, pages, given.rounds, given.view_bound),
+            frames(browser, pages, given.passes, given.frame_bound),
             quiet(browser, url, pid, given.seconds, given.cpu_bound),
         ]
         browser.close()

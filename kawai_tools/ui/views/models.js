@@ -4,7 +4,7 @@ import { Running } from "../bars.js";
 import { html, useEffect, useMemo, useState } from "../html.js";
 import { Act, Badge, Confirm, Loaded, Search } from "../parts.js";
 import { Plan } from "../plan.js";
-import { disk, installed, loaded, stats, useStore } from "../resources.js";
+import { disk, installed, loaded, stats, useClock, useStore } from "../resources.js";
 import { Table } from "../table.js";
 import { ago, count, shown, size } from "../text.js";
 import { Verification } from "./verify.js";
@@ -43,7 +43,8 @@ function Installed({ models, words, setWords, ask: pose }) {
   const running = useStore(loaded).data ?? EMPTY;
   const rows = useMemo(() => matching(models, words), [models, words]);
   const states = useMemo(() => new Map(running.map((each) => [each.id, each])), [running]);
-  const columns = useMemo(() => columnsOf(states, pose), [states, mayChange()]);
+  const minute = useClock(60000); // what is told as "3 minutes ago" is told anew
+  const columns = useMemo(() => columnsOf(states, pose), [states, mayChange(), minute]);
   const bytes = useMemo(() => models.reduce((sum, model) => sum + model.size, 0), [models]);
   return html`
     <div class="toolbar">
@@ -94,8 +95,8 @@ export function Actions({ model, state, ask: pose }) {
   const name = shown(model.id);
   return html`<div class="actions">
     ${state && state.state !== "failed"
-      ? html`<${Act} key="unload" label="Unload" name=${name} busy="Unloading …" run=${() => unload(model.id)} />`
-      : html`<${Act} key="load" label="Load" name=${name} busy="Loading …" run=${() => load(model.id)} />`}
+      ? html`<${Act} label="Unload" name=${name} busy="Unloading …" run=${() => unload(model.id)} />`
+      : html`<${Act} label="Load" name=${name} busy="Loading …" run=${() => load(model.id)} />`}
     <button type="button" class="secondary" aria-label=${`Verify ${name}`} onClick=${() => pose({ kind: "verify", id: model.id })}>Verify</button>
     <button type="button" class="danger" aria-label=${`Delete ${name}`} onClick=${() => pose({ kind: "delete", id: model.id })}>Delete</button>
   </div>`;
