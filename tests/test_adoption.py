@@ -1080,7 +1080,7 @@ class TestInterruption:
 
     @pytest.mark.parametrize("how", ["--link", "--copy"])
     def test_a_file_that_changes_meanwhile(self, kawai: Program, tmp_path: Path, how: str) -> None:
-        path = big(tmp_path / "x.gguf", 128 << 20)
+        path = big(tmp_path / "x.gguf", 512 << 20)
         with kawai.start("models", "adopt", str(path), how, "--json") as process:
             self._begun(process)
             with path.open("r+b") as file:

@@ -163,6 +163,7 @@ class _Serving:
             _LOG.info("%s", news)
         if self._settings.insecure and not self._access.on:
             _LOG.warning("--insecure: nobody is asked for a token, on whatever address")
+        _LOG.info("its admin page is %s/ui/; kawai ui opens it", self._daemon.url)
         _tell_engine(self._workspace, self._daemon.url)
         self._notifier.ready(f"serving on {self._bound[0].url}")
 
