@@ -90,10 +90,22 @@ PASSES, ABSENT, MALFORMED = "passes", "absent", "malformed"
 
 
 class Kind(NamedTuple):
-    """A kind of credential: the headers that carry it, and what it is worth where tokens are asked for."""
+    """A kind of credential: the headers that carry it, and what it is worth where tokens are asked for.
+
+    ``csrf`` is what a session needs to change something, where it has that.
+    """
 
     worth: str
     headers: tuple[bytes, ...] = ()
+    cookie: bytes | None = None
+    csrf: bytes | None = None
+
+    @property
+    def lines(self) -> list[bytes]:
+        """The lines of a head that carry it."""
+        found = [b"Authorization: " + value for value in self.headers]
+        found += [b"Cookie: kawai_session=" + self.cookie] if self.cookie is not None else []
+        return found + ([b"X-Kawai-CSRF: " + self.csrf] if self.csrf is not None else [])
 
 
 def kinds(user: str, admin: str, key: str, revoked: str, expired: str) -> dict[str, Kind]:
@@ -145,19 +157,22 @@ def kinds(user: str, admin: str, key: str, revoked: str, expired: str) -> dict[s
     }
 
 
-def expected(mode: str, level: str, worth: str) -> str:
+def expected(mode: str, method: str, level: str, kind: Kind) -> str:
     """``passes``, or the code of the refusal, as the contract's table has it."""
+    worth = kind.worth
     if mode == "off":
         return PASSES
     if worth == MALFORMED:
         return "invalid_token"
     if level == HEALTH:
         return PASSES
-    if worth not in {ABSENT, "user", "admin"}:
-        return worth
     if worth == ABSENT:
         return PASSES if level in {READ, CATALOG} and mode == "auth" else "token_required"
-    return "admin_required" if level == ADMIN and worth == "user" else PASSES
+    if worth in {"user", "admin"}:
+        lacks = kind.cookie is not None and kind.csrf is None and method not in {"GET", "HEAD"}
+        refused = "admin_required" if level == ADMIN and worth == "user" else PASSES
+        return "csrf_required" if lacks else refused
+    return worth
 
 
 # A home for all modes
@@ -273,7 +288,7 @@ def send(daemon: Daemon, method: str, data: bytes, timeout: float = 10) -> Reply
 def harmless(daemon: Daemon, method: str, path: str, kind: Kind) -> Reply:
     """A request that whoever is let through is told makes no sense."""
     where = path.format(model="nope", version="b0", pull="nope", filter="nope", id="nope")
-    lines = [b"Authorization: " + value for value in kind.headers]
+    lines = kind.lines
     if method in BODILESS:
         return send(daemon, method, head(daemon, method, f"{where}?nonsense=1", *lines))
     body = b'{"nonsense":1}'
@@ -294,7 +309,7 @@ def outcome(reply: Reply, method: str) -> str:
     assert list(reply.json) == ["error"]
     assert list(reply.error) == ["code", "type", "message", "hint"]
     assert reply.error["type"] == "not_allowed"
-    assert (reply.status == 403) == (reply.error["code"] == "admin_required")
+    assert (reply.status == 403) == (reply.error["code"] in {"admin_required", "csrf_required"})
     assert ("invalid_token" in challenge) == (reply.status == 401 and reply.error["code"] != "token_required")
     return reply.error["code"]
 
@@ -318,11 +333,30 @@ def test_who_may_what(modes: Modes, mode: str, kind: str) -> None:
         key = f"{method} {path}"
         reply = harmless(daemon, method, path, credential)
         found[key] = outcome(reply, method)
-        wanted[key] = expected(mode, level, credential.worth)
+        wanted[key] = expected(mode, method, level, credential)
         assert reply.status < 500
         for token in modes.house.tokens.values():
             assert token[:24] not in reply.body.decode()
     assert found == wanted
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_who_may_what_by_a_cookie(modes: Modes, mode: str) -> None:
+    """Also inference, which a page of elsewhere could have a browser ask for."""
+    daemon, wrong = modes[mode], b"A" * 43
+    credentials = [Kind("session_expired", cookie=wrong), Kind("session_expired", cookie=b"", csrf=wrong)]
+    for role in ("user", "admin"):
+        reply = daemon.ask("POST", "/v1/session", {"token": modes.house.tokens[role]})
+        cookie = reply.headers["set-cookie"].partition(";")[0].partition("=")[2]
+        csrf = daemon.ask("GET", "/v1/session", None, {"Cookie": f"kawai_session={cookie}"}).json["csrf"]
+        session = Kind(role, cookie=cookie.encode())
+        credentials += [session, session._replace(csrf=(csrf or "unasked").encode())]
+    for credential in credentials:
+        for (method, path), level in ROUTES.items():
+            if (method, path) == ("DELETE", "/v1/session") and credential.csrf is not None:
+                continue  # it would end the session
+            reply = harmless(daemon, method, path, credential)
+            assert outcome(reply, method) == expected(mode, method, level, credential), (path, credential)
 
 
 @pytest.mark.parametrize("kind", ["none", "user", "wrong", "admin"])
@@ -331,7 +365,7 @@ def test_head_is_allowed_as_get_is(modes: Modes, mode: str, kind: str) -> None:
     credential = modes.kinds(mode)[kind]
     for (method, path), level in ROUTES.items():
         if method == "GET":
-            code = expected(mode, level, credential.worth)
+            code = expected(mode, "HEAD", level, credential)
             status = {PASSES: PASSES, "admin_required": "status 403"}.get(code, "status 401")
             assert outcome(harmless(modes[mode], "HEAD", path, credential), "HEAD") == status
 
@@ -399,8 +433,8 @@ def test_variables_and_file_do_as_flags_do(
     (tmp_path / "kawai" / "config.toml").write_text(config)
     with serving(program, *args) as daemon:
         read, change = daemon.ask("GET", "/v1/models"), daemon.ask("POST", "/v1/models/index")
-        assert outcome(read, "GET") == expected(mode, READ, ABSENT)
-        assert outcome(change, "POST") == expected(mode, ADMIN, ABSENT)
+        assert outcome(read, "GET") == expected(mode, "GET", READ, Kind(ABSENT))
+        assert outcome(change, "POST") == expected(mode, "POST", ADMIN, Kind(ABSENT))
 
 
 @contextlib.contextmanager

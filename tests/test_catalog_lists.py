@@ -1354,7 +1354,7 @@ def test_the_shipped_catalog_reads_well(kawai: Program) -> None:
 
 
 @pytest.mark.slow
-def test_the_wheel_has_the_catalog(kawai: Program, tmp_path: Path) -> None:
+def test_the_wheel_has_the_catalog_and_the_page(kawai: Program, tmp_path: Path) -> None:
     built = subprocess.run(
         [
             sys.executable,
@@ -1377,6 +1377,8 @@ def test_the_wheel_has_the_catalog(kawai: Program, tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         assert archive.read("kawai_tools/catalog.yaml") == (ROOT / "catalog.yaml").read_bytes()
+        page = {path for path in (ROOT / "kawai_tools" / "ui").rglob("*") if path.is_file()}
+        assert {ROOT / name for name in archive.namelist() if name.startswith("kawai_tools/ui/")} == page
         archive.extractall(tmp_path / "unpacked")
     where = subprocess.run(
         [sys.executable, "-c", "import kawai_tools; print(kawai_tools.__file__)"],

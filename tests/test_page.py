@@ -1,9 +1,11 @@
 """The admin page in a real browser: what people do with it, what it survives, and that nobody is shut out."""
 
+import contextlib
 import json
 import os
 import re
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -250,21 +252,68 @@ def signed_in(opened: Tab, token: str, view: str = "models") -> Page:
 
 def test_a_code_signs_in(browser: Browser, asking: Asking) -> None:
     with tab(browser, asking.daemon) as opened:
-        url = json.loads(asking.program("ui", "--no-browser", "--json").out)["url"]
+        url = code_of(asking.program)
         page = opened.open(url=url)
         expect(page.get_by_text("Tiny-Q8_0")).to_be_visible()
         assert "code" not in page.url
         assert "code" not in (page.evaluate("history.state && JSON.stringify(history.state)") or "")
-        go(page, "Tokens")
-        button(page, "Make a token").click()  # which a session's cookie alone could not do
-        page.get_by_role("textbox", name="The new token").wait_for()
+        make_token(page)
         page.goto("about:blank")
         page.goto(url)  # the code is used up, and the session stands
         expect(page.get_by_text("Tiny-Q8_0")).to_be_visible()
-        opened.problems.clear()
+        expect(page.get_by_text("is not good, or no longer")).to_be_visible()
+        make_token(page)
+        opened.excuse("401 (Unauthorized)")
     with tab(browser, asking.daemon) as opened:
         page = opened.open(url=url)
-        expect(page.get_by_role("alert").first).to_contain_text("is not good, or no longer")
+        expect(page.get_by_text("is not good, or no longer")).to_be_visible()
+        opened.excuse("401 (Unauthorized)")
+        page.goto(code_of(asking.program))  # put into the address of the form: nothing is loaded anew
+        expect(page.get_by_text("Tiny-Q8_0")).to_be_visible()
+        assert "code" not in page.url
+
+
+def code_of(program: Program) -> str:
+    """An address that signs in."""
+    return str(json.loads(program("ui", "--no-browser", "--json").out)["url"])
+
+
+def make_token(page: Page) -> None:
+    """Something that a session's cookie alone could not do."""
+    go(page, "Tokens")
+    button(page, "Make a token").click()
+    page.get_by_role("textbox", name="The new token").wait_for()
+    button(page, "Done").click()
+
+
+def test_two_tabs_have_one_session(browser: Browser, asking: Asking) -> None:
+    with tab(browser, asking.daemon) as opened:
+        page = opened.open(url=code_of(asking.program))
+        make_token(page)
+        other = page.context.new_page()
+        other.goto(code_of(asking.program))  # the cookie is another now
+        make_token(other)
+        make_token(page)
+        opened.excuse("403 (Forbidden)")
+        button(other, "Sign out").click()
+        expect(other.get_by_role("heading", level=1)).to_have_text("Sign in to kawai")
+        page.get_by_role("link", name="Doctor").click()
+        expect(page.get_by_text("The session is over.")).to_be_visible()
+        opened.excuse("401 (Unauthorized)")
+
+
+def test_a_link_of_elsewhere_leads_to_who_is_signed_in(browser: Browser, asking: Asking) -> None:
+    with tab(browser, asking.daemon) as opened:
+        page = opened.open(url=code_of(asking.program))
+        expect(page.get_by_text("Tiny-Q8_0")).to_be_visible()
+        for cookies in ("kept", "cleared"):
+            page.goto("data:text/html,")
+            page.set_content(f"<a href='{asking.daemon.url}/ui/#/doctor'>kawai</a>")
+            page.get_by_role("link", name="kawai").click()
+            title = "Doctor" if cookies == "kept" else "Sign in to kawai"
+            expect(page.get_by_role("heading", level=1)).to_have_text(title)
+            assert page.evaluate("document.documentElement.dataset.session") == "unknown"
+            page.context.clear_cookies()
         opened.excuse("401 (Unauthorized)")
 
 
@@ -285,30 +334,69 @@ def test_a_token_signs_in_and_a_wrong_one_does_not(browser: Browser, asking: Ask
         assert not [each for each in page.context.cookies() if each["name"] == "kawai_session"]
 
 
-def test_a_user_sees_no_actions_of_admins(browser: Browser, asking: Asking) -> None:
-    with tab(browser, asking.daemon) as opened:
-        page = signed_in(opened, asking.token())
-        expect(page.get_by_text("Tiny-Q8_0")).to_be_visible()
-        views = page.get_by_role("navigation", name="Views").get_by_role("link").all_inner_texts()
-        assert views == ["Models", "Pulls", "Running", "Catalog", "Libraries", "Metrics"]
-        for view in VIEWS:
-            page.goto(f"{asking.daemon.url}/ui/#/{view}")
-            page.locator("main h1").wait_for()
-            page.wait_for_load_state("networkidle")
-            names = {each.split("\n")[0] for each in page.locator("main button").all_inner_texts()}
-            assert not names & {
-                "Load",
-                "Unload",
-                "Verify",
-                "Delete",
-                "Cancel",
-                "Activate",
-                "Remove",
-                "Roll back",
-            }
-            assert not page.get_by_label("Pull a model from").count()
-        page.goto(f"{asking.daemon.url}/ui/#/catalog")
-        expect(button(page, "Plan the pull of").first).to_be_visible()  # that anybody may
+ADMINS = {
+    "Activate", "Ask again", "Cancel", "Delete", "Load", "Protect from prune", "Remove", "Roll back",
+    "Show what it offers", "Unload", "Unload now", "Update lists", "Verify",
+}  # fmt: skip
+"""What only an admin may press."""
+
+
+def actions(page: Page, place: Place) -> set[str]:
+    """The words on all buttons of all views, but what anybody may press."""
+    found = set()
+    for view in (*VIEWS, f"models/{MODEL}", "models/Tiny-Q8_0"):
+        page.goto(f"{place.daemon.url}/ui/#/{view}")
+        page.locator("main h1").wait_for()
+        page.wait_for_function("() => !document.querySelector('main .waiting')")
+        page.wait_for_timeout(300)  # what is listed comes after that
+        found |= {each.split("\n")[0] for each in page.locator("main button").all_inner_texts()}
+    return found
+
+
+def test_a_user_sees_no_actions_of_admins(
+    browser: Browser, place: Place, real_model: Path, tmp_path: Path
+) -> None:
+    """Where there is something to press them for: what runs, what is installed, what is being pulled."""
+    place.hub.add_release(
+        "b1", {asset_name("b1", host_platform()): launcher_bundle("b1", directory=tmp_path / "b1")}
+    )
+    place.hub.add_file(REPO, f"{MODEL}.gguf", real_model)
+    place.hub.add_file("me/tiny-GGUF", "Tiny-Q8_0.gguf", tiny_gguf())
+    lists(place.program, entry("Small-Q8_0", at_hub("small-GGUF", "Small-Q8_0.gguf")))
+    for words in (
+        ("models", "pull", REPO),
+        ("models", "pull", "me/tiny-GGUF"),
+        ("libs", "pull", "b1", "--no-activate"),
+    ):
+        assert place.program(*words).code == 0
+    tokens = [
+        json.loads(place.program("tokens", "create", "--json", *words).out)["token"]
+        for words in ((), ("--admin",))
+    ]
+    place.daemon.stop()
+    with serving(place.program, "--auth", "--engine", "xllamacpp") as daemon:
+        here = Place(place.hub, place.program, daemon)
+        admin = {"Authorization": f"Bearer {tokens[1]}"}
+        asked = daemon.ask("POST", "/v1/chat/completions", chat(keep_alive=-1), admin)
+        assert asked.status == 200
+        place.hub.throttle = 1000
+        place.hub.add_file("me/slow-GGUF", "Slow-Q8_0.gguf", real_model)
+        pulling = contextlib.closing(daemon.connect())
+        with pulling as wire, tab(browser, daemon) as opened:
+            sent = {**admin, "Content-Type": "application/json"}
+            wire.request("POST", "/v1/models/pull", json.dumps({"model_url": "me/slow-GGUF"}), sent)
+            wire.getresponse().readline()
+            page = signed_in(opened, tokens[0])
+            views = page.get_by_role("navigation", name="Views").get_by_role("link").all_inner_texts()
+            assert [each.split("\n")[0].rstrip(" 1") for each in views] == [
+                "Models", "Pulls", "Running", "Catalog", "Libraries", "Metrics",
+            ]  # fmt: skip
+            assert not actions(page, here) & ADMINS
+            go(page, "Catalog")
+            expect(button(page, "Plan the pull of").first).to_be_visible()  # that anybody may
+            button(page, "Sign out").click()
+            page = signed_in(opened, tokens[1])
+            assert actions(page, here) >= ADMINS
 
 
 def test_a_session_that_ends_leads_back_to_the_same_view(browser: Browser, asking: Asking) -> None:
@@ -392,7 +480,56 @@ def test_a_refusal_shows_its_message_and_its_hint(browser: Browser, place: Place
         opened.excuse("400 (Bad Request)", "412 (Precondition Failed)")
 
 
+@pytest.mark.parametrize(("number", "many"), [(signal.SIGTERM, 1), (signal.SIGKILL, 3)])
 def test_a_server_that_is_started_anew_in_the_middle_of_a_pull(
+    browser: Browser, tmp_path: Path, real_model: Path, number: signal.Signals, many: int
+) -> None:
+    """One that is killed tells nothing; and of three pulls only two are followed by a stream."""
+    models = {f"Model{each}" for each in range(many)}
+    with LocalHub(tmp_path / "hub") as hub:
+        for name in models:
+            data = real_model.read_bytes() if name == "Model0" else large_gguf(name)
+            hub.add_file(f"me/{name}-GGUF", f"{name}.gguf", data)
+        hub.throttle = 200_000
+        program = place_of(tmp_path, hub)
+        with serving(program) as daemon:
+            port = daemon.url.rpartition(":")[2]
+            opened = Tab(browser, daemon)
+            page = opened.open()
+            for name in models:
+                button(plan(page, f"me/{name}-GGUF"), "Pull").click()
+                expect(page.get_by_role("progressbar", name=f"Progress of {name}")).to_be_visible()
+            page.wait_for_timeout(1000)  # some bytes
+            daemon.stop(number)
+        expect(page.get_by_text("The connection to kawai is lost.")).to_be_visible()
+        program.environ["KAWAI_PORT"] = port
+        hub.throttle = None
+        process = program.start("serve")
+        try:
+            if many == 1:  # else newer words take their place
+                expect(page.get_by_text("kawai is back.")).to_be_visible()
+                expect(page.get_by_text("kawai was started anew; the pull of Model0 goes on")).to_be_visible()
+            go(page, "Pulls")
+            for name in models:
+                ended = page.get_by_role("article", name=f"Pull of {name}").filter(has_text="installed")
+                expect(ended).to_be_visible()
+            button(page, "Cancel").wait_for(state="detached")
+            expect(page.get_by_text("interrupted")).to_have_count(0)
+        finally:
+            opened.close()
+            process.terminate()
+            process.communicate(timeout=30)
+        listed = json.loads(program("models", "list", "--json").out)["data"]
+        assert {row["id"] for row in listed} == models
+        assert not [each for each in opened.problems if "violation" in each or "exception" in each]
+
+
+def large_gguf(name: str) -> bytes:
+    """A model of some megabytes that no other one's download could stand in for."""
+    return tiny_gguf(name=name) + os.urandom(8_000_000)
+
+
+def test_a_pull_that_a_person_has_cancelled_is_not_gone_on_with(
     browser: Browser, tmp_path: Path, real_model: Path
 ) -> None:
     with LocalHub(tmp_path / "hub") as hub:
@@ -404,22 +541,61 @@ def test_a_server_that_is_started_anew_in_the_middle_of_a_pull(
             opened = Tab(browser, daemon)
             page = opened.open()
             button(plan(page, REPO), "Pull").click()
-            expect(page.get_by_role("progressbar", name=f"Progress of {MODEL}")).to_be_visible()
-            page.wait_for_timeout(1000)  # some bytes
+            button(page, f"Cancel {MODEL}").click()
+            expect(page.get_by_text(re.compile("is cancelled"))).to_be_visible()
         expect(page.get_by_text("The connection to kawai is lost.")).to_be_visible()
         program.environ["KAWAI_PORT"] = port
-        hub.throttle = None
         process = program.start("serve")
         try:
             expect(page.get_by_text("kawai is back.")).to_be_visible()
-            expect(page.get_by_text(f"kawai was started anew; the pull of {MODEL} goes on")).to_be_visible()
-            expect(page.get_by_text(f"{MODEL} is installed").first).to_be_visible()
+            page.wait_for_timeout(2000)
+            assert hub.throttle
+            assert page.get_by_text("goes on").count() == 0
+            assert page.get_by_role("progressbar").count() == 0
         finally:
             opened.close()
             process.terminate()
             process.communicate(timeout=30)
-        assert [row["id"] for row in json.loads(program("models", "list", "--json").out)["data"]] == [MODEL]
-        assert not [each for each in opened.problems if "violation" in each or "exception" in each]
+
+
+def test_logs_are_followed_on_when_the_server_is_another(browser: Browser, tmp_path: Path) -> None:
+    program = Program(tmp_path)
+    with serving(program) as daemon:
+        port = daemon.url.rpartition(":")[2]
+        opened = Tab(browser, daemon)
+        page = opened.open("logs")
+        lines = page.get_by_role("log")
+        expect(lines).to_contain_text("kawai is serving on")
+    program.environ["KAWAI_PORT"] = port
+    process = program.start("serve")
+    try:
+        expect(page.get_by_text("kawai is back.")).to_be_visible()
+        expect(lines.locator("p").filter(has_text="kawai is serving on")).to_have_count(2)
+        assert page.locator("main [role=alert]").count() == 0
+    finally:
+        opened.close()
+        process.terminate()
+        process.communicate(timeout=30)
+
+
+def test_a_log_that_says_nothing_is_followed_all_the_same(browser: Browser, place: Place) -> None:
+    """Of a model that was never loaded; also when the page was not seen for a while."""
+    place.hub.add_file("me/tiny-GGUF", "Tiny-Q8_0.gguf", tiny_gguf())
+    assert place.program("models", "pull", "me/tiny-GGUF").code == 0
+    with tab(browser, place.daemon) as opened:
+        opened.page.add_init_script(
+            "Object.defineProperty(document, 'hidden', {get: () => window.away ?? false})"
+        )
+        page = opened.open("logs/Tiny-Q8_0")
+        expect(page.get_by_text("0 lines")).to_be_visible()
+        for away in ("true", "false"):
+            page.evaluate(
+                f"() => {{ window.away = {away}; document.dispatchEvent(new Event('visibilitychange')); }}"
+            )
+        page.wait_for_timeout(500)
+        assert page.locator("main [role=alert]").count() == 0
+        assert place.daemon.ask("POST", "/v1/models/load", {"model": "Tiny-Q8_0"}).status >= 400
+        expect(page.get_by_role("log").locator("p").first).to_be_visible()
 
 
 # that nobody is shut out
@@ -464,6 +640,59 @@ def test_every_view_is_clean(browser: Browser, full: Place, scheme: str, width: 
             )
             assert wide <= 0, (view, wide)
     assert found == {}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_windows_and_the_form_to_sign_in_are_clean(
+    browser: Browser, full: Place, asking: Asking, scheme: str
+) -> None:
+    found = {}
+    options = {"color_scheme": scheme, "reduced_motion": "reduce"}
+    with tab(browser, full.daemon, **options) as opened:
+        page = opened.open()
+        for name in ("Delete", "Verify"):
+            button(page, f"{name} gemma").click()
+            expect(page.get_by_role("dialog")).to_contain_text(
+                "frees" if name == "Delete" else "as it should be"
+            )
+            found[name] = opened.faults()
+            page.keyboard.press("Escape")
+        plan(page, REPO).get_by_text("nothing: it is here already").wait_for()
+        found["Plan"] = opened.faults()
+        page.keyboard.press("Escape")
+        plan(page, "me/nothing").get_by_role("alert").wait_for()
+        found["Trouble"] = opened.faults()
+        opened.excuse("412 (Precondition Failed)")
+        page = opened.open("catalog")
+        button(page, "Details of").first.click()
+        page.get_by_role("dialog").locator("dl").first.wait_for()
+        found["Details"] = opened.faults()
+    with tab(browser, asking.daemon, **options) as opened:
+        opened.open()
+        found["Sign in"] = opened.faults()
+    assert not {key: value for key, value in found.items() if value}
+
+
+def test_the_focus_stays_with_its_row(browser: Browser, tmp_path: Path) -> None:
+    """Rows are drawn over when the table is scrolled, also by the focus that goes on."""
+    program = Program(tmp_path)
+    folder = Path(program.environ["KAWAI_HOME"]) / "models" / "me" / "many"
+    folder.mkdir(parents=True)
+    names = [f"Model-{number:03}" for number in range(80)]
+    for name in names:
+        tiny_gguf(folder / f"{name}.gguf", name=name)
+    assert program("models", "index").code == 0
+    with serving(program) as daemon, tab(browser, daemon) as opened:
+        page = opened.open()
+        page.get_by_role("link", name=names[0]).focus()
+        seen = []
+        for _ in range(4 * 60):
+            seen.append(page.evaluate("document.activeElement.ariaLabel ?? document.activeElement.innerText"))
+            page.keyboard.press("Tab")
+            page.wait_for_timeout(15)  # a frame, in which rows are drawn over
+        assert seen == [
+            word for name in names[:60] for word in (name, f"Load {name}", f"Verify {name}", f"Delete {name}")
+        ]
 
 
 def test_the_keyboard_does_it_all(browser: Browser, full: Place) -> None:

@@ -1,16 +1,21 @@
 """Sessions of browsers, the files of the admin page, and ``kawai ui``; the page itself is in test_page.py."""
 
+import contextlib
 import json
+import os
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
-from kawai_tools.api.sessions import CODE_LASTS, LASTS, MOST, MOST_CODES, Grant, Sessions
+from kawai_tools.api.sessions import CODE_LASTS, LASTS, MOST, MOST_CODES, MOST_EACH, Grant, Sessions
 from kawai_tools.errors import InvalidCode, SessionExpired
 from tests.program import Daemon, Program, Reply, serving
 
@@ -189,6 +194,90 @@ def test_a_session_ends_with_its_token(house: House) -> None:
         assert (reply.status, reply.error["code"]) == (401, "token_revoked")
 
 
+def test_a_session_may_what_its_token_may_now(house: House) -> None:
+    token = house.make("--admin")
+    headers = house.session(token)
+    path = house.daemon.home / "tokens.json"
+    content = json.loads(path.read_text())
+    for row in content["tokens"]:
+        row["role"] = "user" if row["id"] == token["id"] else row["role"]
+    path.write_text(json.dumps(content))
+    while house.daemon.ask("GET", "/v1/session", None, headers).json["role"] != "user":
+        pass
+    assert house.daemon.ask("GET", "/v1/tokens", None, headers).error["code"] == "admin_required"
+
+
+def test_who_signs_in_again_leaves_no_session_behind(house: House) -> None:
+    before = house.session(house.user)
+    reply = house.begin({"token": house.admin["token"]}, Cookie=before["Cookie"])
+    assert house.of(reply)
+    told = house.daemon.ask("GET", "/v1/session", None, before)
+    assert (told.status, told.error["code"]) == (401, "session_expired")
+    assert house.begin({"token": "no"}, Cookie=house.of(reply)["Cookie"]).status == 401
+    assert house.of(reply)  # a sign-in that fails ends nothing
+
+
+def test_what_is_followed_ends_with_who_may_follow_it(house: House) -> None:
+    token = house.make("--admin")
+    revoked, left, stays = house.session(token), house.session(house.admin), house.session(house.admin)
+    with contextlib.ExitStack() as stack:
+        answers = []
+        for headers in (revoked, left, stays):
+            wire = stack.enter_context(contextlib.closing(house.daemon.connect(timeout=30)))
+            wire.request("GET", "/v1/logs?follow=true", headers=headers)
+            answers.append(wire.getresponse())
+            assert answers[-1].readline().startswith(b"data: ")
+        assert house.daemon.ask("DELETE", f"/v1/tokens/{token['id']}", None, stays).status == 204
+        assert house.daemon.ask("DELETE", "/v1/session", None, left).status == 204
+        for answer in answers[:2]:
+            answer.read()  # within a heartbeat there is no more
+        assert answers[2].readline() == b"\n"
+        assert answers[2].readline().startswith(b"data: ")
+
+
+def test_a_link_of_another_site_may_lead_to_who_is_signed_in(house: House) -> None:
+    """A browser sends no cookie there, and does with what the page asks then."""
+
+    def seen(**headers: str) -> str:
+        page = house.daemon.ask("GET", "/ui/", None, headers).body.decode()
+        (word,) = re.findall('data-session="(.*?)"', page)
+        assert ('rel="preload"' in page) == (word in {"open", "admin", "user"})
+        return str(word)
+
+    linked = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
+    cookie = house.session(house.user)["Cookie"]
+    assert seen(**linked) == "unknown"
+    assert seen(**linked, Cookie=cookie) == "user"
+    assert seen() == "none"
+
+
+ELSEWHERE = """
+import http.client, json, os, sys
+host, code = sys.argv[1:]
+"localhost".encode("idna")  # what is yet to be imported could not be read
+os.setuid(65534)
+wire = http.client.HTTPConnection(host, timeout=20)
+wire.request("POST", "/v1/session", json.dumps({"code": code}), {"Content-Type": "application/json"})
+print(wire.getresponse().read().decode())
+"""
+
+
+def test_a_code_for_one_user_is_of_no_use_to_another(house: House) -> None:
+    """It stands on the command line of a browser, which everybody may read."""
+    if os.geteuid() or sys.platform != "linux":
+        pytest.skip("another user is needed: only root can be one, and Linux tells")
+    bearer = {"Authorization": f"Bearer {house.admin['token']}"}
+    for body, code in (({"same_user": True}, "invalid_code"), ({"same_user": False}, None)):
+        made = house.daemon.ask("POST", "/v1/session/codes", body, bearer).json["code"]
+        words = [sys.executable, "-c", ELSEWHERE, urlsplit(house.daemon.url).netloc, made]
+        ended = subprocess.run(words, capture_output=True, text=True, check=True)
+        if code is None:
+            assert ended.stdout.strip() == ""
+        else:
+            assert json.loads(ended.stdout)["error"]["code"] == code
+            assert house.of(house.begin({"code": made}))  # whoever tries does not use it up
+
+
 def test_a_session_lasts_no_longer_than_its_token(house: House) -> None:
     reply = house.begin({"token": house.make("--expires", "90m")["token"]})
     (age,) = re.findall(r"Max-Age=(\d+)", reply.headers["set-cookie"])
@@ -223,13 +312,13 @@ class Clock:
     def wall(self) -> datetime:
         return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=self.seconds)
 
-    def monotonic(self) -> float:
+    def passing(self) -> float:
         return self.seconds
 
 
 def test_time_ends_sessions_and_codes() -> None:
     clock = Clock()
-    sessions = Sessions(clock.wall, clock.monotonic)
+    sessions = Sessions(clock.wall, clock.passing)
     late, soon = sessions.give_code(Grant("admin")).code, sessions.give_code(Grant("admin")).code
     clock.seconds = CODE_LASTS - 0.001
     assert sessions.take_code(soon) == Grant("admin")
@@ -242,6 +331,17 @@ def test_time_ends_sessions_and_codes() -> None:
     clock.seconds += 1
     with pytest.raises(SessionExpired):
         sessions.find(cookie)
+
+
+def test_a_token_ends_no_sessions_of_another() -> None:
+    clock = Clock()
+    sessions = Sessions(clock.wall, clock.passing)
+    other, _ = sessions.begin(Grant("admin", None, "other"))
+    cookies = [sessions.begin(Grant("user", None, "one"))[0] for _ in range(MOST + 1)]
+    assert sessions.find(other)
+    assert all(sessions.find(cookie) for cookie in cookies[-MOST_EACH:])
+    with pytest.raises(SessionExpired):
+        sessions.find(cookies[-MOST_EACH - 1])
 
 
 def test_no_more_are_kept_than_there_is_room_for() -> None:
@@ -270,7 +370,7 @@ def test_the_page_is_open_and_may_do_what_its_policy_says(house: House) -> None:
         assert reply.headers["referrer-policy"] == "no-referrer"
         assert reply.headers["cross-origin-resource-policy"] == "same-origin"
     lead = house.daemon.ask("GET", "/ui")
-    assert (lead.status, lead.headers["location"]) == (307, "/ui/")
+    assert (lead.status, lead.headers["location"]) == (307, "ui/")
 
 
 def test_a_file_that_a_browser_has_is_not_sent_again(house: House) -> None:

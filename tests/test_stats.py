@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -13,6 +14,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from kawai_tools.api import stats as stats_module
+from kawai_tools.api.clocks import passing
 from kawai_tools.api.history import MOST, STEP, History, StatsStep
 from kawai_tools.runners import process as process_module
 from kawai_tools.runners.engines import Launch, Wanted
@@ -53,6 +55,13 @@ def counts(history: History, name: str) -> list[Any]:
 def in_order(told: list[StatsStep]) -> bool:
     """Whether each step begins where the one before ends."""
     return all(later.time - earlier.time == timedelta(seconds=STEP) for earlier, later in pairwise(told))
+
+
+def test_the_clock_goes_on_while_the_machine_sleeps() -> None:
+    if sys.platform != "linux":
+        pytest.skip("/proc/uptime is Linux's")
+    (uptime, _) = Path("/proc/uptime").read_text().split()
+    assert abs(passing() - float(uptime)) < 5
 
 
 # Steps

@@ -937,20 +937,26 @@ def test_a_broken_header_line_is_not_repeated(kawai: Program, line: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("site", "mode", "status"),
+    ("site", "mode", "path", "status"),
     [
-        ("cross-site", "no-cors", 403),
-        ("same-site", "cors", 403),
-        ("cross-site", "navigate", 200),
-        ("same-origin", "cors", 200),
-        ("none", "navigate", 200),
+        ("cross-site", "no-cors", "/v1/models", 403),
+        ("cross-site", "no-cors", "/ui/", 403),
+        ("same-site", "cors", "/v1/models", 403),
+        ("cross-site", "navigate", "/v1/doctor", 403),
+        ("same-site", "navigate", "/uid", 403),
+        ("cross-site", "navigate", "/ui/", 200),
+        ("cross-site", "navigate", "/ui", 307),
+        ("same-origin", "cors", "/v1/models", 200),
+        ("none", "navigate", "/v1/models", 200),
     ],
 )
-def test_an_image_of_another_page_asks_for_nothing(kawai: Program, site: str, mode: str, status: int) -> None:
-    """Browsers leave Origin out there, and say where the page is from by Sec-Fetch-Site."""
+def test_pages_of_elsewhere_ask_for_nothing_but_may_link_to_the_page(
+    kawai: Program, site: str, mode: str, path: str, status: int
+) -> None:
+    """Browsers leave Origin out of images and links, and say where the page is from by Sec-Fetch-Site."""
     with serving(kawai) as daemon:
         sent = (f"Sec-Fetch-Site: {site}", f"Sec-Fetch-Mode: {mode}")
-        assert send(daemon, "GET /v1/models", *sent).status == status
+        assert send(daemon, f"GET {path}", *sent).status == status
 
 
 def exhaust(step: Callable[[], object]) -> None:

@@ -101,9 +101,15 @@ class Access:
         return found
 
     def seen(self, headers: Headers) -> str:
-        """Whoever looks at the page, in a word: ``admin``, ``user``, ``none``, or ``open`` to anybody."""
+        """Whoever looks at the page, in a word: ``admin``, ``user``, ``none``, or ``open`` to anybody.
+
+        ``unknown`` is who follows a link of another site: a cookie with ``SameSite=Strict`` is not sent
+        there, and is with what the page itself asks (RFC 6265bis, section 5.2; Fetch Metadata).
+        """
         if not self.on:
             return "open"
+        if (b"sec-fetch-site", b"cross-site") in headers and cookie_of(headers) is None:
+            return "unknown"
         try:
             return self.who(headers).role
         except NotAllowed:
@@ -121,9 +127,10 @@ class Access:
         if cookie is None:
             return None
         session = self.sessions.find(cookie)
+        role = session.role
         if session.token is not None:
-            self._noted(self._tokens.check_digest(session.token))
-        return Who(session.role, session.expires_at, session.token, session.csrf)
+            role = self._noted(self._tokens.check_digest(session.token)).role
+        return Who(role, session.expires_at, session.token, session.csrf)
 
     def _of_token(self, token: str) -> Who:
         if self._key and hmac.compare_digest(token.encode(), self._key.encode()):

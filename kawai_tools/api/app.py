@@ -153,7 +153,11 @@ def build_app(
     app = Starlette(routes=routes, exception_handlers=dict(HANDLERS))
     app.router.redirect_slashes = False
     guard = Guard(
-        app, names, counts_credentials=lambda: not access.on, limits=dict.fromkeys(ROUTES, BODY_LIMIT)
+        app,
+        names,
+        counts_credentials=lambda: not access.on,
+        limits=dict.fromkeys(ROUTES, BODY_LIMIT),
+        linked=pages.BARE,
     )
 
     def tell(found: Seen, seconds: float) -> None:
@@ -185,8 +189,10 @@ def _description(operations: Sequence[Operation[contract.Request]], access: Acce
 def _signing(route: contract.Route[Any], answer: Answer) -> Handler:
     async def give(request: Request) -> ASGIApp:
         asked = decode(route, {}, request.scope["query_string"], await _body(request))
-        found = await answer(asked, request.headers)
-        return found if isinstance(found, Response) else _answer(found, _status(route))
+        found = await answer(asked, request)
+        answered = found if isinstance(found, Response) else _answer(found, _status(route))
+        answered.headers["Cache-Control"] = "no-store"
+        return answered
 
     return give
 
@@ -235,14 +241,16 @@ class _Resource:
         await answer(scope, receive, send)
 
     async def _answer(self, scope: Scope, receive: Receive) -> ASGIApp:
-        seen(scope).route = self._path
+        found = seen(scope)
+        found.route = self._path
         entrance = self._entrances.get("GET" if scope["method"] == "HEAD" else scope["method"])
         if entrance is None:
             return self._refuse(scope["method"])
+        found.check = partial(self._access.check, entrance.level, scope["method"], scope["headers"])
         try:
-            self._access.check(entrance.level, scope["method"], scope["headers"])
+            found.check()
         except KawaiError as error:
-            seen(scope).error = error.code
+            found.error = error.code
             return refusal(error) if has_body(scope) else error_response(error)
         return await entrance.handler(Request(scope, receive))
 

@@ -96,18 +96,21 @@ class Guard:
         *,
         counts_credentials: Callable[[], bool] = lambda: True,
         limits: Mapping[str, int] | None = None,
+        linked: str = "",
     ) -> None:
         """Guard ``app``, which is called by ``names``.
 
         Pages of other origins that may ask are told so (the Fetch standard's CORS protocol). With
         ``counts_credentials`` giving false somebody else refuses two ``Authorization`` headers. ``limits``
-        are the bytes that bodies for certain paths may have, where that is not ``BODY_LIMIT``.
+        are the bytes that bodies for certain paths may have, where that is not ``BODY_LIMIT``. Links of other
+        sites may lead to ``linked`` and below it, and nowhere else: what is asked for there can be work.
         """
         self._app = app
         self.names = names
         """What it is called; another value counts from the next request on."""
         self._counts_credentials = counts_credentials
         self._limits = limits or {}
+        self._linked = linked
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer why not."""
@@ -117,7 +120,7 @@ class Guard:
         try:
             _check_size(scope)
             headers = _read(scope["headers"], _ONCE if self._counts_credentials() else _TWICE)
-            self._check_sender(headers)
+            self._check_sender(headers, scope["path"])
             origin = headers.get(b"origin", b"").lower()
             if origin in self.names.others:
                 send = _permitting(origin, send)
@@ -131,7 +134,7 @@ class Guard:
         else:
             await self._app(scope, body, send)
 
-    def _check_sender(self, headers: dict[bytes, bytes]) -> None:
+    def _check_sender(self, headers: dict[bytes, bytes], path: str) -> None:
         host = headers.get(b"host", b"").lower()
         if host not in self.names.hosts:
             raise WrongHost(
@@ -139,14 +142,18 @@ class Guard:
                 "use the address that kawai serve printed",
             )
         origin = headers.get(b"origin")
-        site = headers.get(b"sec-fetch-site")
-        if origin is None and site in _ELSEWHERE and headers.get(b"sec-fetch-mode") != b"navigate":
+        is_elsewhere = headers.get(b"sec-fetch-site") in _ELSEWHERE
+        if origin is None and is_elsewhere and not self._follows_link(headers, path):
             raise ForeignOrigin("pages of other sites may not use this server", _ORIGINS)
         if origin is not None and origin.lower() not in self.names.origins | self.names.others:
             raise ForeignOrigin(
                 f"pages of {_shown(origin)} may not use this server",
                 _ORIGINS,
             )
+
+    def _follows_link(self, headers: dict[bytes, bytes], path: str) -> bool:
+        is_linked = self._linked and (path == self._linked or path.startswith(f"{self._linked}/"))
+        return bool(is_linked) and headers.get(b"sec-fetch-mode") == b"navigate"
 
 
 def _check_body(headers: dict[bytes, bytes], receive: Receive, limit: int) -> Receive:

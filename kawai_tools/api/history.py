@@ -13,6 +13,8 @@ from datetime import UTC, datetime, timedelta
 
 import msgspec
 
+from kawai_tools.api.clocks import passing
+
 STEP = 10.0
 """Seconds of a step."""
 
@@ -56,9 +58,7 @@ class _Counts:
 class History:
     """The steps of one server. Used in the event loop's thread only."""
 
-    def __init__(
-        self, clock: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, clock: Callable[[], float] = passing, wall: Callable[[], float] = time.time) -> None:
         """The first step begins; ``wall`` tells Unix seconds."""
         self._clock, self._wall = clock, wall
         self._steps = deque([_Counts()], MOST)

@@ -45,6 +45,8 @@ class Seen:
     stream: bool | None = None
     prompt_tokens: int | None = None
     tokens: int | None = None
+    check: Callable[[], None] = lambda: None
+    """Raises a kind of ``NotAllowed`` once its sender may no longer be told; for answers that go on."""
 
     def sending(self, piece: bytes) -> None:
         """Note a piece of the answer's body."""

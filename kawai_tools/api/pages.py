@@ -39,7 +39,7 @@ _TYPES = {
 _INDEX = "index.html"
 _NOBODY = b'data-session="none"'
 _MODELS = re.compile(rb"\n *<link rel=\"preload\" [^>]*>")
-"""What has a browser ask for the models before the scripts are there: nobody else gets them."""
+"""What has a browser ask for the models before the scripts are there: for who may see them."""
 
 
 class _File(NamedTuple):
@@ -67,10 +67,10 @@ def warm() -> None:
 
 
 def index(session: str) -> Response:
-    """The page; ``session`` tells its scripts who looks: ``open``, ``admin``, ``user`` or ``none``."""
+    """The page; ``session`` tells its scripts who looks (:meth:`~kawai_tools.api.access.Access.seen`)."""
     file = _files()[_INDEX]
     body = file.body
-    if session == "none":
+    if session in {"none", "unknown"}:
         body = _MODELS.sub(b"", body)
     body = body.replace(_NOBODY, f'data-session="{session}"'.encode())
     return Response(body, headers={**_HEADERS, "Cache-Control": "no-store"}, media_type=file.media_type)
@@ -88,5 +88,5 @@ def give(name: str, sent: Mapping[str, str]) -> Response:
 
 
 def lead() -> Response:
-    """To the page, from where people look for it."""
-    return Response(status_code=307, headers={**_HEADERS, "Location": PAGE})
+    """To the page, from where people look for it; a proxy in front may have it below another path."""
+    return Response(status_code=307, headers={**_HEADERS, "Location": PAGE.removeprefix("/")})

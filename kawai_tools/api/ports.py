@@ -1,10 +1,11 @@
-"""Who listens on a port, as far as this user may see it (Linux: ``proc(5)``, ``net/tcp`` and ``fd``)."""
+"""Who listens on a port, and who connects from one (Linux: ``proc(5)``, ``net/tcp`` and ``fd``)."""
 
 import ipaddress
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 _IP = ipaddress.IPv4Address | ipaddress.IPv6Address
 _LISTENS = "0A"
@@ -26,8 +27,31 @@ def holder_of(port: int, address: str) -> str | None:
     return None
 
 
+def user_of(client: tuple[str, int]) -> int | None:
+    """The id of the user who connects from an address and port; ``None`` where that is no socket of here."""
+    wanted = ipaddress.ip_address(client[0].partition("%")[0])
+    return next((each.user for each in _sockets(client[1]) if each.address == wanted), None)
+
+
 def _listening(port: int, wanted: _IP) -> Iterator[str]:
     """The inodes of the sockets that listen on a port, at an address or at all of them."""
+    for each in _sockets(port):
+        is_meant = each.address.is_unspecified or wanted.is_unspecified or each.address == wanted
+        if each.state == _LISTENS and is_meant:
+            yield each.inode
+
+
+class _Socket(NamedTuple):
+    """One end of a connection, or what waits for some, on this side of it."""
+
+    address: _IP
+    state: str
+    user: int
+    inode: str
+
+
+def _sockets(port: int) -> Iterator[_Socket]:
+    """All that have this port here."""
     for name in ("tcp", "tcp6"):
         try:
             lines = (_PROC / "net" / name).read_text().splitlines()[1:]
@@ -36,10 +60,8 @@ def _listening(port: int, wanted: _IP) -> Iterator[str]:
         for line in lines:
             words = line.split()
             where, _, number = words[1].partition(":")
-            if words[3] == _LISTENS and int(number, 16) == port:
-                held = _address(where)
-                if held.is_unspecified or wanted.is_unspecified or held == wanted:
-                    yield words[9]
+            if int(number, 16) == port:
+                yield _Socket(_address(where), words[3], int(words[7]), words[9])
 
 
 def _address(words: str) -> _IP:

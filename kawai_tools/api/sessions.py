@@ -6,13 +6,15 @@ kept.
 """
 
 import secrets
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
+from kawai_tools.api.clocks import passing
 from kawai_tools.errors import InvalidCode, SessionExpired
 from kawai_tools.tokens import Role, digest_of, now
+
+T = TypeVar("T")
 
 LASTS = timedelta(hours=12)
 CODE_LASTS = 60.0
@@ -20,6 +22,9 @@ CODE_LASTS = 60.0
 
 MOST, MOST_CODES = 1000, 100
 """As many are kept; the oldest make way."""
+
+MOST_EACH = 50
+"""As many of them may be of one token; its oldest make way, so that it ends no session of another."""
 
 
 class Grant(NamedTuple):
@@ -46,23 +51,29 @@ class Code(NamedTuple):
     expires_at: datetime
 
 
+class _Kept(NamedTuple):
+    """What is known of a code: until when it is good, what it grants, and to which user only, if any."""
+
+    end: float
+    grant: Grant
+    user: int | None
+
+
 class Sessions:
     """The sessions of one server. Used in the event loop's thread only."""
 
-    def __init__(
-        self, clock: Callable[[], datetime] = now, monotonic: Callable[[], float] = time.monotonic
-    ) -> None:
-        """There are none yet. Codes are timed by ``monotonic``, sessions by the time of day, as tokens."""
-        self._clock, self._monotonic = clock, monotonic
+    def __init__(self, clock: Callable[[], datetime] = now, passing: Callable[[], float] = passing) -> None:
+        """There are none yet. Codes are timed by ``passing``, sessions by the time of day, as tokens."""
+        self._clock, self._passing = clock, passing
         self._sessions: dict[str, Session] = {}
-        self._codes: dict[str, tuple[float, Grant]] = {}
+        self._codes: dict[str, _Kept] = {}
 
     def begin(self, grant: Grant) -> tuple[str, Session]:
         """Begin a session: the value of its cookie, which nobody is told again, and the session."""
         cookie, end = secrets.token_urlsafe(32), self._clock() + LASTS
         expires_at = end if grant.expires_at is None else min(end, grant.expires_at)
+        self._make_room(grant.token)
         session = Session(grant.role, expires_at, grant.token, secrets.token_urlsafe(32))
-        _make_room(self._sessions, MOST)
         self._sessions[digest_of(cookie)] = session
         return cookie, session
 
@@ -84,25 +95,51 @@ class Sessions:
         self._sessions.clear()
         self._codes.clear()
 
-    def give_code(self, grant: Grant) -> Code:
-        """Make a code that begins one session with this grant, soon."""
+    def give_code(self, grant: Grant, user: int | None = None) -> Code:
+        """Make a code that begins one session with this grant, soon; where one is given, for this user."""
         code = secrets.token_urlsafe(24)
-        _make_room(self._codes, MOST_CODES)
-        self._codes[digest_of(code)] = self._monotonic() + CODE_LASTS, grant
+        _drop_oldest(self._codes, self._codes, MOST_CODES)
+        self._codes[digest_of(code)] = _Kept(self._passing() + CODE_LASTS, grant, user)
         return Code(code, self._clock() + timedelta(seconds=CODE_LASTS))
 
-    def take_code(self, code: str) -> Grant:
-        """What a code grants; it is no longer good then. Raises ``InvalidCode``."""
-        end, grant = self._codes.pop(digest_of(code), (0.0, None))
-        if grant is None or end <= self._monotonic():
+    def has_user(self, code: str) -> bool:
+        """Whether a code is for one user only."""
+        kept = self._codes.get(digest_of(code))
+        return kept is not None and kept.user is not None
+
+    def take_code(self, code: str, user: int | None = None) -> Grant:
+        """What a code grants to a user; it is no longer good then. Raises ``InvalidCode``.
+
+        Who is not the one that it is for does not use it up. Root may be: it can have what it likes, and is
+        who connects for a browser outside of a virtual machine (WSL).
+        """
+        digest = digest_of(code)
+        kept = self._codes.get(digest)
+        if kept is None or kept.end <= self._passing():
+            self._codes.pop(digest, None)
             raise InvalidCode(
                 "this code to sign in with is not good, or no longer", "kawai ui makes another, good for 60 s"
             )
-        return grant
+        if kept.user is not None and user not in {kept.user, 0}:
+            raise InvalidCode(
+                "this code to sign in with is for another user of this machine",
+                "kawai ui --no-browser makes one for whoever has it",
+            )
+        del self._codes[digest]
+        return kept.grant
+
+    def _make_room(self, token: str | None) -> None:
+        """Let one more session begin: those that are over make way first, then others of this token."""
+        moment = self._clock()
+        self._sessions = {key: each for key, each in self._sessions.items() if each.expires_at > moment}
+        if token is not None:
+            same = [key for key, each in self._sessions.items() if each.token == token]
+            _drop_oldest(self._sessions, same, MOST_EACH)
+        _drop_oldest(self._sessions, self._sessions, MOST)
 
 
-def _make_room(
-    kept: dict[str, object] | dict[str, Session] | dict[str, tuple[float, Grant]], most: int
-) -> None:
-    while len(kept) >= most:
-        del kept[next(iter(kept))]
+def _drop_oldest(kept: dict[str, T], keys: Iterable[str], most: int) -> None:
+    """Make room for one more of these, of which ``most`` may be kept; the oldest come first."""
+    among = list(keys)
+    for key in among[: max(0, len(among) - most + 1)]:
+        del kept[key]

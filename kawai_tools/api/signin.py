@@ -1,18 +1,23 @@
 """``/v1/session``: a browser signs in with a token or a code, is told who it is, and signs out.
 
+A code goes to a browser on its command line, which every user of a machine may read: so it can be asked for
+that it is good for whoever asked for it only.
+
 The cookie is ``HttpOnly`` and ``SameSite=Strict`` (RFC 6265bis), so that no script reads it and no page of
 another site has it sent.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from typing import Any
 
 import msgspec
-from starlette.datastructures import Headers
+from starlette.requests import Request as Asking
 from starlette.responses import Response
 
 from kawai_tools.api.access import COOKIE, Access, cookie_of
+from kawai_tools.api.ports import user_of
 from kawai_tools.api.sessions import Grant
 from kawai_tools.contract import Level, NoRequest, Nothing, Payload, Request, Route
 from kawai_tools.errors import InvalidBody
@@ -26,6 +31,15 @@ class SignIn(Request, frozen=True):
 
     token: str | None = None
     code: str | None = None
+
+
+class CodeRequest(Request, frozen=True):
+    """With ``same_user`` the code is good for processes of the user who asks, on the server's machine only.
+
+    That is known on Linux; elsewhere it is not looked at.
+    """
+
+    same_user: bool = False
 
 
 class SignedIn(msgspec.Struct, frozen=True):
@@ -43,7 +57,7 @@ class NewCode(msgspec.Struct, frozen=True):
     expires_at: datetime
 
 
-Answer = Callable[[Any, Headers], Awaitable[object]]
+Answer = Callable[[Any, Asking], Awaitable[object]]
 
 
 class SigningIn:
@@ -58,30 +72,43 @@ class SigningIn:
         """The routes, and what answers each: a payload or a response."""
         return [(BEGIN, self._begin), (TELL, self._tell), (END, self._end), (GIVE_CODE, self._give_code)]
 
-    async def _begin(self, asked: SignIn, headers: Headers) -> Response:
+    async def _begin(self, asked: SignIn, request: Asking) -> Response:
         if (asked.token is None) == (asked.code is None):
             raise InvalidBody("the body needs either token or code")
-        cookie, session = self._access.sessions.begin(self._grant(asked))
-        return _setting(cookie, int((session.expires_at - now()).total_seconds()), headers)
+        grant, before = await self._grant(asked, request), cookie_of(request.headers.raw)
+        if before is not None:
+            self._access.sessions.end(before)  # nobody has its cookie any more
+        cookie, session = self._access.sessions.begin(grant)
+        return _setting(cookie, int((session.expires_at - now()).total_seconds()), request.headers)
 
-    def _grant(self, asked: SignIn) -> Grant:
+    async def _grant(self, asked: SignIn, request: Asking) -> Grant:
         if asked.token is not None:
             return self._access.grant(asked.token.strip())
-        return self._access.sessions.take_code(asked.code or "")
+        code, sessions = asked.code or "", self._access.sessions
+        user = await _user(request) if sessions.has_user(code) else None
+        return sessions.take_code(code, user)
 
-    async def _tell(self, _: NoRequest, headers: Headers) -> SignedIn:
-        who = self._access.who(headers.raw)
+    async def _tell(self, _: NoRequest, request: Asking) -> SignedIn:
+        who = self._access.who(request.headers.raw)
         return SignedIn(who.role, who.expires_at, who.csrf)
 
-    async def _end(self, _: NoRequest, headers: Headers) -> Response:
-        cookie = cookie_of(headers.raw)
+    async def _end(self, _: NoRequest, request: Asking) -> Response:
+        cookie = cookie_of(request.headers.raw)
         if cookie is not None:
             self._access.sessions.end(cookie)
-        return _setting("", 0, headers)
+        return _setting("", 0, request.headers)
 
-    async def _give_code(self, _: NoRequest, headers: Headers) -> NewCode:
-        made = self._access.sessions.give_code(self._access.who(headers.raw).grant)
+    async def _give_code(self, asked: CodeRequest, request: Asking) -> NewCode:
+        grant = self._access.who(request.headers.raw).grant
+        user = await _user(request) if asked.same_user else None
+        made = self._access.sessions.give_code(grant, user)
         return NewCode(made.code, made.expires_at)
+
+
+async def _user(request: Asking) -> int | None:
+    """The id of the user who asks, where that is somebody on this machine."""
+    client = request.client
+    return None if client is None else await asyncio.to_thread(user_of, (client.host, client.port))
 
 
 def _setting(value: str, seconds: int, sent: Mapping[str, str]) -> Response:
@@ -122,7 +149,7 @@ GIVE_CODE = Route(
     name="session.give_code",
     method="POST",
     path=CODES,
-    request=NoRequest,
+    request=CodeRequest,
     result=Payload(NewCode, 201),
     level=Level.ADMIN,
     summary="Make a code that signs in once, within 60 s",

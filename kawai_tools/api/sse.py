@@ -6,7 +6,7 @@ only. Resuming is that of the HTML standard, section 9.2 (``Last-Event-ID``).
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 import msgspec
@@ -14,7 +14,8 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from kawai_tools.errors import InvalidRequest, TooMany
+from kawai_tools.api.observing import seen
+from kawai_tools.errors import InvalidRequest, KawaiError, TooMany
 from kawai_tools.events import Message
 from kawai_tools.transfer.pulls import Feed
 
@@ -83,7 +84,8 @@ class Follower:
     """One client's place in a feed; an ASGI application.
 
     It reads the feed only when the client has taken what was sent before, so that one which stops
-    reading costs no memory. When it leaves, work that belongs to it is cancelled; a Pull goes on.
+    reading costs no memory. When it leaves, work that belongs to it is cancelled; a Pull goes on. One whose
+    token or session is no longer good is told nothing more: its stream ends, within a heartbeat.
     """
 
     def __init__(self, streams: Streams, feed: Feed[Message], after: int, *, with_ids: bool) -> None:
@@ -105,7 +107,7 @@ class Follower:
         try:
             await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
             if scope["method"] != "HEAD":
-                await self._tell(send)
+                await self._tell(send, seen(scope).check)
             await send(_END)
         finally:
             listener.cancel()
@@ -135,8 +137,8 @@ class Follower:
             self._gone = True
             self._changed.set()
 
-    async def _tell(self, send: Send) -> None:
-        while not self._gone:
+    async def _tell(self, send: Send, check: Callable[[], None]) -> None:
+        while not self._gone and _passes(check):
             self._changed.clear()
             self._woken = False
             closed = self._feed.closed  # asked first: what was published before the end is then seen
@@ -164,6 +166,14 @@ class Follower:
     def _frame(self, seq: int, event: Message) -> bytes:
         data = b"data: " + msgspec.json.encode(event) + b"\n\n"
         return b"id: %d\n%b" % (seq, data) if self._with_ids else data
+
+
+def _passes(check: Callable[[], None]) -> bool:
+    try:
+        check()
+    except KawaiError:
+        return False
+    return True
 
 
 def _wants_ids(headers: Headers) -> bool:

@@ -31,6 +31,8 @@ ProcessorOption = Annotated[
     str | None,
     typer.Option("--processor", metavar="NAME", help="cpu, cuda, rocm, vulkan, metal, sycl or openvino."),
 ]
+ArchOption = Annotated[str | None, typer.Option("--arch", metavar="NAME", help="amd64, arm64 or s390x.")]
+OsOption = Annotated[str | None, typer.Option("--os", metavar="NAME", help="linux, darwin or windows.")]
 
 
 @app.command(cls=KawaiCommand)
@@ -75,10 +77,8 @@ def pull(  # noqa: PLR0913, PLR0917 - one parameter for each thing that can be t
         str | None, typer.Option(metavar="NAME", help="nightly (every build) or stable.")
     ] = None,
     processor: ProcessorOption = None,
-    arch: Annotated[str | None, typer.Option(metavar="NAME", help="amd64, arm64 or s390x.")] = None,
-    operating: Annotated[
-        str | None, typer.Option("--os", metavar="NAME", help="linux, darwin or windows.")
-    ] = None,
+    arch: ArchOption = None,
+    system: OsOption = None,
     no_activate: Annotated[
         bool, typer.Option("--no-activate", help="Install it, but go on using the other.")
     ] = False,
@@ -104,7 +104,7 @@ def pull(  # noqa: PLR0913, PLR0917 - one parameter for each thing that can be t
         channel=channel,
         processor=processor,
         arch=arch,
-        os=operating,
+        os=system,
         activate=not no_activate,
         force=force,
         allow_unverified=allow_unverified,
@@ -175,12 +175,18 @@ def _switched(this: Invocation, before: str | None, libs: "Libs") -> None:
 
 
 @app.command(cls=KawaiCommand)
-def rm(context: typer.Context, version: Version, processor: ProcessorOption = None) -> None:
-    """Remove an installed build. Does not ask."""
+def rm(
+    context: typer.Context,
+    version: Version,
+    processor: ProcessorOption = None,
+    arch: ArchOption = None,
+    system: OsOption = None,
+) -> None:
+    """Remove an installed build, before one for another machine this one's. Does not ask."""
     from kawai_tools.operations.libs import LIBS_REMOVE, LibsRemoveRequest  # noqa: PLC0415
 
     this = invocation(context)
-    run(this, LIBS_REMOVE, LibsRemoveRequest(version, processor))
+    run(this, LIBS_REMOVE, LibsRemoveRequest(version, processor, arch, system))
     this.output.note(f"removed {version}")
 
 

@@ -38,29 +38,35 @@ def ui(
 ) -> None:
     """Open the admin page of the running kawai serve; the address signs in once, within 60 s."""
     this = invocation(context)
-    page = _page(this)
+    shows = not no_browser and _has_display()
+    page = _page(this, same_user=shows)
     this.output.payload(page, lambda found: f"{found.url}\n")
-    if not no_browser and not _opens(page.url):
+    if not no_browser and not (shows and _opens(page.url)):
         this.output.note("no browser could be opened here: open this address yourself")
 
 
-def _page(this: Invocation) -> _Page:
-    """The address of the page, with a code where the server gives one. Raises ``NoServer``."""
+def _page(this: Invocation, *, same_user: bool) -> _Page:
+    """The address of the page, with a code where the server gives one. Raises ``NoServer``.
+
+    What is given to a browser stands in the list of processes: then the code is for the ``same_user`` only.
+    """
     from kawai_tools.remote import executing  # noqa: PLC0415 - help needs none
 
     peer = this.peer()
     address = f"{peer.url.rstrip('/')}/ui/"
     try:
-        made = executing.post(peer, "/v1/session/codes", _Code)
+        made = executing.post(peer, "/v1/session/codes", _Code, {"same_user": same_user})
     except NotAllowed as error:
         this.output.warn(f"{error.message}: the page will ask for a token")
         return _Page(address, None)
     return _Page(f"{address}#code={made.code}", made.expires_at)
 
 
+def _has_display() -> bool:
+    return sys.platform == "darwin" or any(os.environ.get(name) for name in _DISPLAYS)
+
+
 def _opens(url: str) -> bool:
-    if sys.platform != "darwin" and not any(os.environ.get(name) for name in _DISPLAYS):
-        return False
     try:
         return webbrowser.open(url)
     except (webbrowser.Error, OSError):

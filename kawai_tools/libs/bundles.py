@@ -39,7 +39,7 @@ from kawai_tools.files import (
 )
 from kawai_tools.libs.bundle import Active, BundleRecord, Pointer, Probe
 from kawai_tools.libs.layout import LibsLayout
-from kawai_tools.libs.platforms import Machine, Processor, look
+from kawai_tools.libs.platforms import Arch, Machine, Os, Processor, look
 
 _PATIENCE, _GLANCE, _TICK = 10.0, 0.3, 0.02
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -118,11 +118,22 @@ class Bundles:
         machine = self._machine()
         return (record.arch, record.os) == (machine.arch, machine.os)
 
-    def find(self, version: str, processor: Processor | None) -> BundleRecord:
+    def find(
+        self,
+        version: str,
+        processor: Processor | None,
+        arch: Arch | None = None,
+        system: Os | None = None,
+    ) -> BundleRecord:
         """The build of a version. Raises ``VersionNotFound``, or ``Conflict`` where several are meant."""
         installed = self.all()
         found = [
-            each for each in installed if each.version == version and processor in {None, each.processor}
+            each
+            for each in installed
+            if each.version == version
+            and processor in {None, each.processor}
+            and arch in {None, each.arch}
+            and system in {None, each.os}
         ]
         found = [each for each in found if self.is_here(each)] or found  # before one for another machine
         if not found:

@@ -68,7 +68,10 @@ class UseRequest(Request, frozen=True):
 
 
 class LibsRemoveRequest(UseRequest, frozen=True):
-    """As for use."""
+    """As for use; ``arch`` and ``os`` tell a build for another machine from this one's."""
+
+    arch: ArchWord | None = None
+    os: OsWord | None = None
 
 
 E = TypeVar("E", bound=StrEnum)
@@ -162,7 +165,8 @@ def _rollback(workspace: Workspace, _: NoRequest) -> Libs:
 
 def _remove(workspace: Workspace, request: LibsRemoveRequest) -> None:
     processor = _one_of(Processor, request.processor, "processor")
-    workspace.bundles.remove(workspace.bundles.find(request.version, processor))
+    arch, system = _one_of(Arch, request.arch, "arch"), _one_of(Os, request.os, "os")
+    workspace.bundles.remove(workspace.bundles.find(request.version, processor, arch, system))
 
 
 LIBS_SHOW = Operation(

@@ -99,12 +99,13 @@ def _payload(row: Operation[R], peer: "Peer", status: int, data: bytes) -> objec
         raise peer.misunderstood(f"answered something else than was asked ({error})") from error
 
 
-def post(peer: "Peer", path: str, kind: type[T]) -> T:
-    """Post nothing to a route that is no row; its payload.
+def post(peer: "Peer", path: str, kind: type[T], body: object = None) -> T:
+    """Post a body, if there is one, to a route that is no row; its payload.
 
     Raises the error that the other kawai reports, and what :meth:`Peer.ask` raises.
     """
-    with contextlib.closing(peer.ask("POST", path, patience=_PATIENCE)) as answer:
+    sent = None if body is None else msgspec.json.encode(body)
+    with contextlib.closing(peer.ask("POST", path, sent, patience=_PATIENCE)) as answer:
         data = _body(answer, peer)
         if answer.status >= _ERROR:
             raise peer.reported(answer.status, data)

@@ -9,7 +9,7 @@ from kawai_tools.files import existing_parent
 from kawai_tools.libs.bundles import Bundles
 from kawai_tools.models.model import ModelDetails
 from kawai_tools.models.store import Store
-from kawai_tools.storage.measuring import Freed, taken
+from kawai_tools.storage.measuring import Freed, files_below, taken
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,15 +36,16 @@ class Disk:
         self._store, self._bundles, self._lists = store, bundles, lists
 
     def freed_by(self, model: ModelDetails) -> int:
-        """Bytes that come back when an installed model is removed: files that others have stay."""
-        others = {
-            file.path
-            for each in self._store.index.all()
-            if each.record.id != model.id
-            for file in each.record.files
-        }
-        files = (file.path for file in model.files if file.path not in others)
-        return Freed().of(map(self._store.layout.file, files))
+        """Bytes that come back when an installed model is removed: files that others have stay.
+
+        What an update of it has fetched so far goes, too.
+        """
+        records = [each.record for each in self._store.index.all()]
+        others = {file.path for each in records if each.id != model.id for file in each.files}
+        layout = self._store.layout
+        gone = [layout.file(file.path) for file in model.files if file.path not in others]
+        fetched = [layout.partial(each.path) for each in records if each.id == model.id]
+        return Freed().of([*gone, *(path for folder in fetched for path in files_below(folder))])
 
     def usage(self) -> Usage:
         """How much there is of what; no file of a model is looked at."""

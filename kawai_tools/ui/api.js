@@ -8,7 +8,10 @@ const PATIENCE = 4000;
 /** Whether the server can be reached; `restarts` counts how often it came back. */
 export const connection = store({ lost: false, restarts: 0 });
 
-/** Who looks: `role` is "open" (nobody is asked), "admin", "user" or "none"; `csrf` goes with what changes. */
+/**
+ * Who looks: `role` is "open" (nobody is asked), "admin", "user", "none", or "unknown" until it is asked; `csrf` goes
+ * with what changes.
+ */
 export const session = store({ role: document.documentElement.dataset.session, csrf: null, over: false });
 
 /** Whether what only an admin may do is shown. */
@@ -24,6 +27,9 @@ export class Problem extends Error {
 
 const LOST = { code: "connection_lost", message: "the connection to kawai is lost", hint: "it is tried again by itself" };
 
+/** What is told where a part of the page itself could not be fetched. */
+export const UNREACHED = { message: "this view could not be loaded", hint: "it is tried again once kawai is back; else reload the page" };
+
 /** Call when the server is back after it could not be reached; what ends that. */
 export function heard(call) {
   let { restarts } = connection.get();
@@ -33,6 +39,12 @@ export function heard(call) {
       call();
     }
   });
+}
+
+/** The `Problem` of a connection that has just been lost; the server is looked for. */
+export function lost() {
+  lose();
+  return new Problem(LOST);
 }
 
 /** Note that the server cannot be reached, and look for it until it can. */
@@ -59,7 +71,7 @@ async function answers() {
  * Send a request; its response, where that is no error. Throws a `Problem`.
  * The mode of `fetch` stays "cors": with another and no referrer, browsers send `Origin: null`, which is refused.
  */
-export async function send(method, path, body, { signal, headers = {} } = {}) {
+export async function send(method, path, body, { signal, headers = {}, isAgain = false } = {}) {
   const { csrf } = session.get();
   const sent = { ...headers };
   if (body !== undefined) sent["Content-Type"] = "application/json";
@@ -71,11 +83,14 @@ export async function send(method, path, body, { signal, headers = {} } = {}) {
     });
   } catch (error) {
     if (signal?.aborted) throw error;
-    lose();
-    throw new Problem(LOST);
+    throw lost();
   }
   if (answer.ok) return answer;
   const problem = await reported(answer);
+  if (problem.code === "csrf_required" && !isAgain) { // another tab has signed in since: its session is everybody's
+    await recognise();
+    return send(method, path, body, { signal, headers, isAgain: true });
+  }
   if (answer.status === 401 && !path.startsWith("v1/session")) session.set({ role: "none", csrf: null, over: true });
   throw problem;
 }
@@ -97,8 +112,7 @@ export async function ask(method, path, body, options = {}) {
     return options.raw ? await answer.text() : await answer.json();
   } catch (error) {
     if (options.signal?.aborted) throw error;
-    lose();
-    throw new Problem(LOST);
+    throw lost();
   }
 }
 

@@ -1,5 +1,5 @@
 // The page as a whole: who looks, which view, what is said, and whether the server can be reached.
-import { connection, heard, mayChange, recognise, session, signIn, signOut } from "./api.js";
+import { UNREACHED, connection, heard, mayChange, recognise, session, signIn, signOut } from "./api.js";
 import { Heard } from "./bars.js";
 import { html, render, useEffect, useLayoutEffect, useRef, useState } from "./html.js";
 import { Notices, Trouble, Waiting, say, warn } from "./parts.js";
@@ -34,7 +34,7 @@ function place() {
 function usePlace() {
   const [, redraw] = useState(location.hash);
   useEffect(() => {
-    const change = () => redraw(location.hash);
+    const change = () => { arrive(); redraw(location.hash); };
     addEventListener("hashchange", change);
     return () => removeEventListener("hashchange", change);
   }, []);
@@ -46,11 +46,13 @@ function View({ name, what }) {
   const content = useRef(null), first = useRef(true);
   useEffect(() => {
     let here = true;
-    VIEWS[name].load().then(
+    const load = () => VIEWS[name].load().then(
       (view) => here && set({ name, view, problem: null }),
-      () => here && set({ name, view: null, problem: { message: "this view could not be loaded", hint: "reload the page" } }),
+      () => here && set({ name, view: null, problem: UNREACHED }),
     );
-    return () => { here = false; };
+    load();
+    const leave = heard(load);
+    return () => { here = false; leave(); };
   }, [name]);
   const ready = found.name === name;
   useLayoutEffect(() => {
@@ -61,7 +63,7 @@ function View({ name, what }) {
   return html`
     <main id="content" ref=${content}>
       ${!ready && html`<${Waiting} what=${`Loading ${VIEWS[name].title} …`} />`}
-      ${ready && html`<${Trouble} problem=${found.problem} />`}
+      ${ready && found.problem && html`<h1 tabindex="-1">${VIEWS[name].title}</h1><${Trouble} problem=${found.problem} />`}
       ${ready && found.view && html`<${found.view} what=${what} />`}
     </main>`;
 }
@@ -102,16 +104,17 @@ function Connection() {
   return html`<div role="alert" class=${lost ? "connection lost" : "connection"}>${words}</div>`;
 }
 
-function App({ problem }) {
+function App() {
   const { role } = useStore(session);
   const at = usePlace();
   useEffect(() => heard(() => say("kawai is back.")), []);
   useEffect(() => {
-    if (role === "none") return undefined;
-    installed.refresh(); // the document has had it asked for already
+    if (role === "none" || role === "unknown") return undefined;
+    installed.load(); // the document has had it asked for already
     return watchPulls();
   }, [role]);
-  if (role === "none") return html`<${SignIn} problem=${problem} /><${Notices} />`;
+  if (role === "unknown") return html`<main><${Waiting} what="Asking who looks …" /></main>`;
+  if (role === "none") return html`<${SignIn} /><${Notices} />`;
   return html`
     <a class="skip" href="#content" onClick=${skip}>Skip to the content</a>
     <header>
@@ -131,21 +134,32 @@ function skip(event) {
   document.querySelector("main h1")?.focus();
 }
 
-/** Sign in with the code in the address, if there is one, and know who looks; what failed. */
+/** Sign in with the code in the address, if there is one. */
 async function arrive() {
   const code = /^#code=([\w-]+)$/.exec(location.hash)?.[1];
-  if (code) history.replaceState(null, "", "#/models");
-  const { role } = session.get();
+  if (!code) return;
+  history.replaceState(null, "", "#/models");
+  if (session.get().role === "open") return;
   try {
-    if (code && role !== "open") await signIn({ code });
-    else if (role === "admin" || role === "user") await recognise();
+    await signIn({ code });
   } catch (problem) {
-    return problem;
+    warn(problem);
   }
-  return null;
+}
+
+/** Know who looks: somebody whose cookie was not sent with the page may be signed in all the same. */
+async function greet() {
+  const { role, csrf } = session.get();
+  if (role === "open" || role === "none" || csrf !== null) return;
+  try {
+    await recognise();
+  } catch (problem) {
+    if (problem.status === 401) session.set({ role: "none", csrf: null, over: role !== "unknown" });
+    else warn(problem);
+  }
 }
 
 const root = document.getElementById("app");
-const arriving = arrive();
+const arriving = arrive().then(greet);
 if (session.get().role !== "none") render(html`<${App} />`, root);
-arriving.then((problem) => render(html`<${App} problem=${problem} />`, root));
+arriving.then(() => render(html`<${App} />`, root));

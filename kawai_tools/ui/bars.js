@@ -2,7 +2,7 @@
 import { mayChange } from "./api.js";
 import { html } from "./html.js";
 import { Act, Badge, Bar, Trouble } from "./parts.js";
-import { cancel, goOn, isOver, progress, pulls } from "./pulls.js";
+import { cancel, dismiss, goOn, isOver, mayBegin, progress, pulls } from "./pulls.js";
 import { useStore } from "./resources.js";
 import { ago, duration, percent, rate, shown, size } from "./text.js";
 
@@ -38,11 +38,13 @@ export function Pull({ pull }) {
         <li key=${file.name}><bdi>${shown(file.name)}</bdi>
           ${file.total !== null && html`<small>${size(file.completed)} of ${size(file.total)}</small>`}</li>`)}</ul>`}
       <${Trouble} problem=${pull.error} />
-      ${mayChange() && html`<footer>
-        ${!over && html`<${Act} label="Cancel" name=${name} busy="Cancelling …" run=${() => cancel(pull)} />`}
-        ${over && !ended && pull.request && html`
+      <footer>
+        ${!over && mayChange() && html`<${Act} label="Cancel" name=${name} busy="Cancelling …" run=${() => cancel(pull)} />`}
+        ${over && !ended && pull.request && mayBegin(pull.request) && html`
           <${Act} label="Go on" name=${name} busy="Going on …" kind="primary" run=${() => goOn(pull)} />`}
-      </footer>`}
+        ${pull.status === "interrupted" && html`
+          <button type="button" class="secondary" aria-label=${`Dismiss ${name}`} onClick=${() => dismiss(pull)}>Dismiss</button>`}
+      </footer>
     </article>`;
 }
 

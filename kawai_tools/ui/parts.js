@@ -73,24 +73,46 @@ async function carryOut(key, run) {
 
 /**
  * A button that does something which takes its time: it says so, cannot be pressed twice, and tells what failed.
- * `run` returns what is to be said when it is done, or nothing. `name` is what it is done to.
+ * `run` returns what is to be said when it is done, or nothing. `name` is what it is done to; where the title of a
+ * window says so, it is `of`.
  */
-export function Act({ label, busy, run, name, kind = "secondary", disabled = false }) {
-  const key = `${label} ${name ?? ""}`;
+export function Act({ label, busy, run, name, of, kind = "secondary", disabled = false }) {
+  const key = `${label} ${name ?? of ?? ""}`;
   const works = useStore(doing).has(key);
-  const press = () => carryOut(key, run);
+  const press = () => works || carryOut(key, run); // it keeps the focus while it works, as a disabled one would not
   return html`
-    <button type="button" class=${kind} aria-busy=${works} disabled=${works || disabled} onClick=${press}
-      aria-label=${name ? `${label} ${name}` : null}>${works ? busy : label}</button>`;
+    <button type="button" class=${kind} aria-busy=${works} aria-disabled=${works ? "true" : null} disabled=${disabled}
+      onClick=${press} aria-label=${name ? `${label} ${name}` : null}>${works ? busy : label}</button>`;
+}
+
+/** What went wrong in a window, and how to try: what fails once the window is closed is told by the page. */
+export function useTrial() {
+  const [problem, set] = useState(null);
+  const open = useRef(true);
+  useEffect(() => () => { open.current = false; }, []);
+  async function attempt(run) {
+    set(null);
+    try {
+      return await run();
+    } catch (refused) {
+      if (!open.current) throw refused;
+      set(refused);
+      return null;
+    }
+  }
+  return [problem, attempt];
 }
 
 /** A window over the page that keeps the focus until it is closed. */
 export function Dialog({ title, close, children }) {
   const dialog = useRef(null);
   useEffect(() => {
-    const before = document.activeElement;
+    const before = document.activeElement, label = before?.getAttribute("aria-label");
     dialog.current.showModal();
-    return () => (before?.isConnected ? before : document.querySelector("main h1"))?.focus();
+    return () => {
+      const same = before?.isConnected && before.getAttribute("aria-label") === label; // and not another row's by now
+      (same ? before : document.querySelector("main h1"))?.focus();
+    };
   }, []);
   return html`
     <dialog ref=${dialog} aria-labelledby="dialog-title" onClose=${close}
@@ -105,24 +127,19 @@ export function Dialog({ title, close, children }) {
 
 /** A question before something that cannot be taken back. */
 export function Confirm({ title, label, busy, run, close, children }) {
-  const [problem, set] = useState(null);
-  async function go() {
-    set(null);
-    try {
-      const done = await run();
-      close();
-      if (done) say(done);
-    } catch (refused) {
-      set(refused);
-    }
-  }
+  const [problem, attempt] = useTrial();
+  const go = () => attempt(async () => {
+    const done = await run();
+    close();
+    return done;
+  });
   return html`
     <${Dialog} title=${title} close=${close}>
       ${children}
       <${Trouble} problem=${problem} />
       <footer>
         <button type="button" class="secondary" autofocus onClick=${close}>Cancel</button>
-        <${Act} label=${label} busy=${busy} kind="danger" run=${go} />
+        <${Act} label=${label} busy=${busy} kind="danger" of=${title} run=${go} />
       </footer>
     <//>`;
 }

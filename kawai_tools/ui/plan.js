@@ -1,7 +1,7 @@
 // What a pull would fetch, before it does: its files, the room, and whether the model will run here.
 import { ask } from "./api.js";
 import { html, useEffect, useState } from "./html.js";
-import { Act, Badge, Dialog, Facts, Trouble, Waiting } from "./parts.js";
+import { Act, Badge, Dialog, Facts, Trouble, Waiting, useTrial } from "./parts.js";
 import { begin } from "./pulls.js";
 import { count, shown, size } from "./text.js";
 
@@ -28,24 +28,17 @@ export const fitFacts = (fit) => (fit
 /** The plan of a pull, and the button that carries it out. `request` is as for `begin`. */
 export function Plan({ request, title, close }) {
   const [plan, setPlan] = useState(null);
-  const [problem, setProblem] = useState(null);
+  const [problem, attempt] = useTrial();
   useEffect(() => {
     const leaving = new AbortController();
     const asked = { ...request.body, dry_run: true };
-    ask("POST", request.path, asked, { signal: leaving.signal }).then(setPlan, (refused) => {
-      if (!leaving.signal.aborted) setProblem(refused);
-    });
+    attempt(() => ask("POST", request.path, asked, { signal: leaving.signal })).then(setPlan, () => {});
     return () => leaving.abort();
   }, []);
-  async function pull() {
-    setProblem(null);
-    try {
-      await begin(request);
-      close();
-    } catch (refused) {
-      setProblem(refused);
-    }
-  }
+  const pull = () => attempt(async () => {
+    await begin(request);
+    close();
+  });
   return html`
     <${Dialog} title=${title} close=${close}>
       ${!plan && !problem && html`<${Waiting} what="Asking where the files are, and how large …" />`}
@@ -53,7 +46,7 @@ export function Plan({ request, title, close }) {
       <${Trouble} problem=${problem} />
       <footer>
         <button type="button" class="secondary" onClick=${close}>Close</button>
-        ${plan && !plan.exists && html`<${Act} label="Pull" busy="Beginning …" kind="primary" run=${pull} />`}
+        ${plan && !plan.exists && html`<${Act} label="Pull" busy="Beginning …" kind="primary" of=${plan.id ?? title} run=${pull} />`}
       </footer>
     <//>`;
 }

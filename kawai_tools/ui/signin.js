@@ -5,9 +5,9 @@ import { Trouble } from "./parts.js";
 import { useStore } from "./resources.js";
 
 /** The form; the view that was asked for stays in the address, and is there once somebody is signed in. */
-export function SignIn({ problem: before }) {
+export function SignIn() {
   const { over } = useStore(session);
-  const [problem, setProblem] = useState(before);
+  const [problem, setProblem] = useState(null);
   const [works, setWorks] = useState(false);
   const field = useRef(null);
   async function submit(event) {

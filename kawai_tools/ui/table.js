@@ -65,13 +65,16 @@ export function Table({ label, columns, rows, id, first = 0, empty }) {
   }
 
   const focused = useRef(null);
+  function noteFocus({ target }) {
+    const row = target.closest("tr");
+    focused.current = { id: row.dataset.id, place: controls(row).indexOf(target) };
+  }
   useLayoutEffect(() => {
-    // rows are drawn over: the focus does not go from one thing to another with them
-    const row = document.activeElement?.closest?.("tbody tr");
-    if (row && box.current.contains(row)) {
-      if (focused.current?.row === row && focused.current.id !== row.dataset.id) box.current.focus();
-      else focused.current = { row, id: row.dataset.id };
-    } else focused.current = null;
+    // rows are drawn over: the focus stays with the row that it was in, and where that has gone, in the table
+    const at = document.activeElement, row = at?.closest?.("tbody tr"), meant = focused.current;
+    if (!meant || row?.dataset.id === meant.id || (at !== document.body && !box.current.contains(row))) return;
+    const same = [...box.current.querySelectorAll("tbody tr[data-id]")].find((each) => each.dataset.id === meant.id);
+    (same ? controls(same)[meant.place] ?? box.current : box.current).focus({ preventScroll: true });
   });
 
   const start = Math.min(view.start, Math.max(0, ordered.length - SEEN));
@@ -97,7 +100,7 @@ export function Table({ label, columns, rows, id, first = 0, empty }) {
                 : html`<span class=${column.hidden ? "hidden" : null}>${column.title}</span>`}
             </th>`)}
         </tr></thead>
-        <tbody>
+        <tbody onFocusIn=${noteFocus} onFocusOut=${({ relatedTarget }) => relatedTarget && (focused.current = null)}>
           <${Space} height=${start * height} columns=${columns.length} />
           ${ordered.slice(start, end).map((row, place) => html`
             <${Row} key=${place} row=${row} place=${start + place + 2} columns=${columns} id=${id} />`)}
@@ -114,6 +117,9 @@ const Row = ({ row, place, columns, id }) => html`
       ? html`<td key=${column.title} class=${column.kind} data-title=${column.title}>${column.cell(row)}</td>`
       : html`<th key=${column.title} scope="row" class=${column.kind}>${column.cell(row)}</th>`)}
   </tr>`;
+
+/** What of a row can have the focus. */
+const controls = (row) => [...row.querySelectorAll("a, button")];
 
 /** The room of rows that are not drawn. */
 const Space = ({ height, columns }) => height > 0 && html`

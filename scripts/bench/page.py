@@ -147,15 +147,16 @@ def frames(browser: Browser, urls: dict[str, str], rounds: int, bound: float) ->
             found[name].append(moved(browser, url, scripts[name]))
     longest = {}
     for name, passes in found.items():
-        tasks, gaps = ([each[kind] for each in passes] for kind in (0, 1))
-        longest[name] = statistics.median(map(max, zip(tasks, gaps, strict=True)))
-        shown = ", ".join(f"{each:.0f}" for each in sorted(map(max, zip(tasks, gaps, strict=True))))
+        longest[name] = sorted(max(task, gap) for task, gap, _ in passes)
+        shown = ", ".join(f"{each:.0f}" for each in longest[name])
         print(f"  {name}: {passes[0][2]} frames a pass; the longest of each pass, in ms: {shown}")
+    medians = {name: statistics.median(each) for name, each in longest.items()}
     print(
-        f"scrolling and sorting them: longest frame or task {longest['kawai']:.0f} ms, scrolling the plain "
-        f"page {longest['plain']:.0f} ms (medians of {rounds} passes; at most {bound:g})"
+        f"scrolling and sorting them: longest frame or task {longest['kawai'][-1]:.0f} ms, scrolling the "
+        f"plain page {longest['plain'][-1]:.0f} ms (medians of {rounds} passes: {medians['kawai']:.0f} and "
+        f"{medians['plain']:.0f} ms; at most {bound:g})"
     )
-    return longest["kawai"] <= bound
+    return longest["kawai"][-1] <= bound
 
 
 def cpu(pid: int) -> float:

@@ -1,13 +1,13 @@
 // Catalog: what could be installed, whether it fits here, its plan, and its pull.
 import { ask, mayChange } from "../api.js";
 import { Running } from "../bars.js";
-import { html, useEffect, useMemo, useState } from "../html.js";
+import { html, useEffect, useMemo, useRef, useState } from "../html.js";
 import { Act, Badge, Choice, Dialog, Facts, Loaded, Search, Trouble, Waiting } from "../parts.js";
 import { Plan, Verdict, fitFacts } from "../plan.js";
-import { installed, resource, useStore } from "../resources.js";
+import { LONG, installed, resource, useStore } from "../resources.js";
 import { count, link, prose, shown, size } from "../text.js";
 
-const entries = resource("v1/catalog?fit=true", 300);
+const entries = resource("v1/catalog?fit=true", 300, LONG);
 const ABILITIES = ["images", "audio", "reasoning", "tooling", "embedding", "rerank"];
 const ENDPOINTS = { chat: "chat", completion: "completion", embeddings: "embeddings", rerank: "rerank" };
 
@@ -15,7 +15,11 @@ const ENDPOINTS = { chat: "chat", completion: "completion", embeddings: "embeddi
 export function Catalog() {
   const [asking, pose] = useState(null);
   const here = useStore(installed).data;
-  useEffect(() => { entries.refresh(); }, [here]);
+  const before = useRef(here);
+  useEffect(() => {
+    if (before.current !== null && before.current !== here) entries.refresh();
+    before.current = here;
+  }, [here]);
   const close = () => pose(null);
   return html`
     <h1 tabindex="-1">Catalog</h1>

@@ -1,10 +1,10 @@
 // Doctor: what works, what does not, and what to do.
 import { html } from "../html.js";
 import { Act, Badge, Loaded } from "../parts.js";
-import { resource } from "../resources.js";
+import { LONG, resource } from "../resources.js";
 import { prose, shown } from "../text.js";
 
-const checks = resource("v1/doctor", 300);
+const checks = resource("v1/doctor", 300, LONG);
 const KINDS = { ok: ["good", "fine"], warn: ["fair", "warning"], fail: ["bad", "fails"] };
 
 /** The view. */

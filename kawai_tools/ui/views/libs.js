@@ -44,14 +44,16 @@ function Known({ libs: found, pose }) {
     <h2>Installed</h2>
     ${found.installed.length
       ? html`<div class="cards">${found.installed.map((build) => html`
-          <${Build} key=${`${build.version} ${build.processor}`} build=${build} pose=${pose} />`)}</div>`
+          <${Build} key=${`${build.version} ${build.os} ${build.arch} ${build.processor}`} build=${build} pose=${pose}
+            isHere=${build.os === found.os && build.arch === found.arch} />`)}</div>`
       : html`<p class="dim">None.</p>`}
     ${change && html`<${Others} pose=${pose} />`}`;
 }
 
-function Build({ build, pose }) {
+function Build({ build, pose, isHere }) {
   const { probe } = build;
-  const name = `${shown(build.version)} for ${shown(build.processor)}`;
+  const machine = isHere ? "" : ` on ${shown(build.os)}, ${shown(build.arch)}`;
+  const name = `${shown(build.version)} for ${shown(build.processor)}${machine}`;
   const [kind, words] = probe.ok === null ? ["dim", "not tried"] : probe.ok ? ["good", "works"] : ["bad", "does not work"];
   return html`
     <article aria-label=${name}>
@@ -65,7 +67,7 @@ function Build({ build, pose }) {
         ["Installed", moment(build.installed_at)],
       ]} />
       ${mayChange() && !build.active && html`<footer>
-        <${Act} label="Activate" name=${name} busy="Activating …" run=${() => use(build)} />
+        ${isHere && html`<${Act} label="Activate" name=${name} busy="Activating …" run=${() => use(build)} />`}
         <button type="button" class="danger" aria-label=${`Remove ${name}`} onClick=${() => pose({ kind: "remove", build })}>Remove</button>
       </footer>`}
     </article>`;
@@ -85,7 +87,8 @@ async function rollBack() {
 
 function Remove({ build, close }) {
   async function run() {
-    await ask("DELETE", `v1/libs/${encodeURIComponent(build.version)}?processor=${encodeURIComponent(build.processor)}`);
+    const { processor, os, arch } = build;
+    await ask("DELETE", `v1/libs/${encodeURIComponent(build.version)}?${new URLSearchParams({ processor, os, arch })}`);
     await Promise.all([libs.refresh(), disk.refresh()]);
     return `${shown(build.version)} is removed`;
   }

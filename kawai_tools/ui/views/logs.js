@@ -1,10 +1,9 @@
 // Logs: what the server says, or the engine of a model; followed, filtered, and taken along as a file.
-import { send } from "../api.js";
+import { Problem, ask, heard, lost } from "../api.js";
 import { html, useEffect, useLayoutEffect, useMemo, useRef, useState } from "../html.js";
 import { Choice, Search, Trouble, Waiting } from "../parts.js";
-import { connection, heard } from "../api.js";
 import { installed, useStore } from "../resources.js";
-import { events, wanted } from "../stream.js";
+import { listen } from "../stream.js";
 import { count, prose, shown } from "../text.js";
 
 const MOST = 1000; // lines: as many as the server gives at once
@@ -46,23 +45,23 @@ function matching(lines, words, level) {
 function useLines(what, follows) {
   const [state, setState] = useState({ lines: [], problem: null, ready: false });
   useEffect(() => {
-    let leaving = null, over = false;
+    let leaving = new AbortController();
     async function read() {
-      leaving = new AbortController();
+      const { signal } = leaving = new AbortController();
       try {
-        await take(what, follows, leaving, (lines) => over || setState({ lines, problem: null, ready: true }));
+        await take(what, follows, signal, (lines) => signal.aborted || setState({ lines, problem: null, ready: true }));
+        if (follows && !signal.aborted) lost(); // a log has no end: the server has one, and is looked for
       } catch (problem) {
-        if (!over && problem.code) setState((old) => ({ ...old, problem }));
+        const isTold = !signal.aborted && problem instanceof Problem && problem.code !== "connection_lost";
+        if (isTold) setState((old) => ({ ...old, problem }));
       }
     }
+    const again = () => { leaving.abort(); read(); };
     read();
-    // the page's connection was lost: what came meanwhile is asked for again
-    const again = () => { if (!over && follows) { leaving.abort(); read(); } };
-    const unheard = heard(again);
-    const shows = () => { if (document.hidden) leaving.abort(); else again(); };
+    const unheard = heard(again); // what came while the server could not be reached is asked for again
+    const shows = () => { if (document.hidden) leaving.abort(); else if (follows) again(); };
     document.addEventListener("visibilitychange", shows);
     return () => {
-      over = true;
       leaving.abort();
       unheard();
       document.removeEventListener("visibilitychange", shows);
@@ -74,16 +73,14 @@ function useLines(what, follows) {
 let numbers = 0;
 const keyed = (line) => ({ ...line, number: (numbers += 1), text: `${line.source} ${line.message}`.toLowerCase() });
 
-/** Give lines to `tell` as they come. Throws a `Problem`. */
-async function take(what, follows, leaving, tell) {
+/** Give lines to `tell` as they come, until there are no more. Throws a `Problem`. */
+async function take(what, follows, signal, tell) {
   const model = what === null ? "" : `&model=${encodeURIComponent(what)}`;
-  const headers = follows ? wanted() : {};
-  const answer = await send("GET", `v1/logs?lines=${MOST}${model}&follow=${follows}`, undefined, { signal: leaving.signal, headers });
-  if (!follows) return tell((await answer.json()).map(keyed));
+  const path = `v1/logs?lines=${MOST}${model}&follow=${follows}`;
+  if (!follows) return tell((await ask("GET", path, undefined, { signal })).map(keyed));
   let lines = [], last = null, timer = null;
-  tell(lines);
   try {
-    for await (const { id, data } of events(answer, leaving)) {
+    for await (const { id, data } of listen("GET", path, { leaving: signal, begun: () => tell(lines) })) {
       if (id === last) continue; // the last line is repeated while nothing is said
       last = id;
       lines = [...lines.slice(1 - MOST), keyed(data)];

@@ -4,7 +4,7 @@ import { html, useEffect, useState } from "../html.js";
 import { Act, Badge, Facts, Trouble, Waiting } from "../parts.js";
 import { installed, loaded, useStore } from "../resources.js";
 import { ago, count, link, moment, parameters, prose, shown, size } from "../text.js";
-import { Actions, State } from "./models.js";
+import { Actions, READING, State } from "./models.js";
 
 const ABILITIES = ["images", "audio", "streaming", "reasoning", "tooling", "embedding", "rerank"];
 
@@ -23,11 +23,9 @@ export function Details({ id, ask: pose }) {
     return () => leaving.abort();
   }, [id, list]);
   return html`
-    <p><a href="#/models">← All models</a></p>
-    <h1 tabindex="-1"><bdi>${shown(id)}</bdi></h1>
     <${Trouble} problem=${problem} />
-    ${!model && !problem && html`<${Waiting} what="Reading what is known of this model …" />`}
-    ${model && html`<${Known} model=${model} state=${state} pose=${pose} />`}`;
+    ${!model && !problem && html`<${Waiting} what=${READING} />`}
+    ${model && problem?.status !== 404 && html`<${Known} model=${model} state=${state} pose=${pose} />`}`;
 }
 
 function Known({ model, state, pose }) {

@@ -1,8 +1,8 @@
 // Models: what is installed, and what can be done with it.
-import { ask, mayChange } from "../api.js";
+import { UNREACHED, ask, heard, mayChange } from "../api.js";
 import { Running } from "../bars.js";
 import { html, useEffect, useMemo, useState } from "../html.js";
-import { Act, Badge, Confirm, Loaded, Search } from "../parts.js";
+import { Act, Badge, Confirm, Loaded, Search, Trouble, Waiting } from "../parts.js";
 import { Plan } from "../plan.js";
 import { disk, installed, loaded, stats, useClock, useStore } from "../resources.js";
 import { Table } from "../table.js";
@@ -10,22 +10,32 @@ import { ago, count, shown, size } from "../text.js";
 import { Verification } from "./verify.js";
 
 const EMPTY = [];
+export const READING = "Reading what is known of this model …";
 
 /** The view; `what` is the id of one model. */
 export function Models({ what }) {
   const [asking, ask_] = useState(null); // {kind: "pull" | "delete" | "verify", ...}
   const close = () => ask_(null);
-  const [Details, setDetails] = useState(null);
-  useEffect(() => {
-    if (what !== null) import("./model.js").then(({ Details: found }) => setDetails(() => found));
-  }, [what]);
   return html`
-    ${what !== null
-      ? Details && html`<${Details} id=${what} ask=${ask_} />`
-      : html`<${List} ask=${ask_} />`}
+    ${what !== null ? html`<${One} id=${what} ask=${ask_} />` : html`<${List} ask=${ask_} />`}
     ${asking?.kind === "pull" && html`<${Plan} request=${asking.request} title="Pull a model" close=${close} />`}
     ${asking?.kind === "delete" && html`<${Delete} id=${asking.id} close=${close} />`}
     ${asking?.kind === "verify" && html`<${Verification} id=${asking.id} close=${close} />`}`;
+}
+
+/** One model; its facts are another file's. */
+function One({ id, ask: pose }) {
+  const [{ Details, problem }, set] = useState({ Details: null, problem: null });
+  useEffect(() => {
+    const load = () => import("./model.js").then(set, () => set({ problem: UNREACHED }));
+    load();
+    return heard(load);
+  }, []);
+  return html`
+    <p><a href="#/models">← All models</a></p>
+    <h1 tabindex="-1"><bdi>${shown(id)}</bdi></h1>
+    <${Trouble} problem=${problem} />
+    ${Details ? html`<${Details} key=${id} id=${id} ask=${pose} />` : !problem && html`<${Waiting} what=${READING} />`}`;
 }
 
 function List({ ask: pose }) {
@@ -102,7 +112,15 @@ export function Actions({ model, state, ask: pose }) {
   </div>`;
 }
 
-async function load(id) {
+let before = Promise.resolve(); // the load before: each holds one of the six connections that a browser opens
+
+function load(id) {
+  const turn = before.then(() => loadNow(id));
+  before = turn.catch(() => {});
+  return turn;
+}
+
+async function loadNow(id) {
   const asked = ask("POST", "v1/models/load", { model: id });
   setTimeout(loaded.refresh, 200);
   try {

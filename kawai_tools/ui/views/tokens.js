@@ -1,5 +1,5 @@
 // Tokens: who may use this server. A token is shown once, when it is made.
-import { ask } from "../api.js";
+import { ask, Problem } from "../api.js";
 import { html, useRef, useState } from "../html.js";
 import { Act, Badge, Choice, Confirm, Loaded, Trouble, say } from "../parts.js";
 import { resource } from "../resources.js";
@@ -29,15 +29,20 @@ function Create({ made }) {
   const [role, setRole] = useState("user");
   const [expires, setExpires] = useState("30d");
   const [problem, setProblem] = useState(null);
+  const [works, setWorks] = useState(false);
   async function submit(event) {
     event.preventDefault();
+    if (works) return;
     setProblem(null);
+    setWorks(true);
     try {
       made(await ask("POST", "v1/tokens", { name: name.trim() || null, role, expires: expires.trim() || null }));
       setName("");
       await tokens.refresh();
     } catch (refused) {
       setProblem(refused);
+    } finally {
+      setWorks(false);
     }
   }
   return html`
@@ -45,7 +50,7 @@ function Create({ made }) {
       <label>Name <input value=${name} maxlength="100" placeholder="what it is for" onInput=${(event) => setName(event.target.value)} /></label>
       <${Choice} label="Role" value=${role} options=${ROLES} set=${setRole} />
       <label>Good for <input value=${expires} placeholder="ever" onInput=${(event) => setExpires(event.target.value)} /></label>
-      <button type="submit">Make a token</button>
+      <button type="submit" aria-busy=${works} aria-disabled=${works ? "true" : null}>${works ? "Making a token …" : "Make a token"}</button>
     </form>
     <${Trouble} problem=${problem} />`;
 }
@@ -54,7 +59,11 @@ function Made({ token, close }) {
   const field = useRef(null);
   async function copy() {
     field.current.select();
-    await navigator.clipboard.writeText(token.token);
+    try {
+      await navigator.clipboard.writeText(token.token); // there is none where the page came over plain HTTP from elsewhere
+    } catch {
+      throw new Problem({ message: "this browser lets the page copy nothing", hint: "the token is selected: copy it by hand" });
+    }
     say("The token is copied");
   }
   return html`

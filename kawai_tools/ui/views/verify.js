@@ -1,15 +1,12 @@
 // Verification of one model: hashed on the server while this window is open.
-import { send } from "../api.js";
 import { html, useEffect, useState } from "../html.js";
 import { Badge, Bar, Dialog, Trouble, Waiting } from "../parts.js";
 import { installed } from "../resources.js";
-import { events, wanted } from "../stream.js";
+import { listen } from "../stream.js";
 import { duration, percent, rate, shown, size } from "../text.js";
 
-async function* verification(id, leaving) {
-  const answer = await send("POST", "v1/models/verify", { model: id }, { signal: leaving.signal, headers: wanted() });
-  for await (const { data } of events(answer, leaving)) yield data;
-}
+const ENDED = { message: "the connection to kawai was lost, and this verification ended with it", hint: "verify it again" };
+const isOver = (event) => ["verified", "failed", "cancelled"].includes(event?.status);
 
 /** The window; closing it ends the verification. */
 export function Verification({ id, close }) {
@@ -18,16 +15,21 @@ export function Verification({ id, close }) {
   useEffect(() => {
     const leaving = new AbortController();
     (async () => {
+      let last = null;
       try {
-        for await (const event of verification(id, leaving)) setAt(event);
-        await installed.refresh();
+        for await (const { data } of listen("POST", "v1/models/verify", { body: { model: id }, leaving: leaving.signal })) {
+          last = data;
+          setAt(data);
+        }
+        if (!isOver(last)) setProblem(ENDED);
       } catch (refused) {
-        if (!leaving.signal.aborted) setProblem(refused);
+        if (!leaving.signal.aborted) setProblem(last && refused.code === "connection_lost" ? ENDED : refused);
       }
+      installed.touch();
     })();
     return () => leaving.abort();
   }, []);
-  const over = at && ["verified", "failed"].includes(at.status);
+  const over = isOver(at);
   return html`
     <${Dialog} title=${`Verify ${shown(id)}`} close=${close}>
       ${!at && !problem && html`<${Waiting} what="Waiting for the first bytes to be hashed …" />`}
