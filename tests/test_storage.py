@@ -619,7 +619,9 @@ def test_two_at_once_do_no_harm(house: House) -> None:
         runs = list(pool.map(lambda _: house.prune(**request), range(3)))
     assert [row.error for rows in runs for row in rows.values() if row.error] == []
     removed = [name for rows in runs for name, row in rows.items() if row.removed]
-    assert set(removed) == set(goes)
+    # the second may find the lock of what the first has just removed, and take that away, too
+    assert set(goes) <= set(removed)
+    assert all(name.endswith(".lock") for name in set(removed) - set(goes))
     assert reasons(house.prune(**request), kept=False) == {}
 
 

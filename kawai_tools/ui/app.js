@@ -155,7 +155,10 @@ async function greet() {
     await recognise();
   } catch (problem) {
     if (problem.status === 401) session.set({ role: "none", csrf: null, over: role !== "unknown" });
-    else warn(problem);
+    else {
+      warn(problem);
+      const leave = heard(() => { leave(); greet(); });
+    }
   }
 }
 
