@@ -74,15 +74,25 @@ async function carryOut(key, run) {
 /**
  * A button that does something which takes its time: it says so, cannot be pressed twice, and tells what failed.
  * `run` returns what is to be said when it is done, or nothing. `name` is what it is done to; where the title of a
- * window says so, it is `of`.
+ * window says so, it is `of`. In a table `slot` is that of the row.
  */
-export function Act({ label, busy, run, name, of, kind = "secondary", disabled = false }) {
+export function Act({ label, busy, run, name, of, slot, kind = "secondary", disabled = false }) {
   const key = `${label} ${name ?? of ?? ""}`;
   const works = useStore(doing).has(key);
   const press = () => works || carryOut(key, run); // it keeps the focus while it works, as a disabled one would not
   return html`
     <button type="button" class=${kind} aria-busy=${works} aria-disabled=${works ? "true" : null} disabled=${disabled}
-      onClick=${press} aria-label=${name ? `${label} ${name}` : null}>${works ? busy : label}</button>`;
+      onClick=${press} ...${naming(label, name, slot)}>${works ? busy : label}</button>`;
+}
+
+/**
+ * What names a button that does something to one of several things. In a table it is its own word and the row's
+ * `name-SLOT`: a label that changes whenever another row is drawn there has the browser style the button anew.
+ */
+export function naming(label, name, slot) {
+  if (slot === undefined) return name ? { "aria-label": `${label} ${name}` } : {};
+  const id = `${label === "Unload" ? "Load" : label}-${slot}`; // one button is both
+  return { id, "aria-labelledby": `${id} name-${slot}` };
 }
 
 /** What went wrong in a window, and how to try: what fails once the window is closed is told by the page. */
@@ -107,10 +117,10 @@ export function useTrial() {
 export function Dialog({ title, close, children }) {
   const dialog = useRef(null);
   useEffect(() => {
-    const before = document.activeElement, label = before?.getAttribute("aria-label");
+    const before = document.activeElement, row = before?.closest("tr")?.dataset.id;
     dialog.current.showModal();
     return () => {
-      const same = before?.isConnected && before.getAttribute("aria-label") === label; // and not another row's by now
+      const same = before?.isConnected && before.closest("tr")?.dataset.id === row; // and not another one's by now
       (same ? before : document.querySelector("main h1"))?.focus();
     };
   }, []);

@@ -5,7 +5,8 @@ import { html, useEffect, useLayoutEffect, useMemo, useRef, useState } from "./h
 
 const NARROW = matchMedia("(max-width: 48rem)");
 const HEIGHT = { wide: 48, narrow: 176 };
-const STEP = 4; // rows: scrolling by fewer draws nothing anew
+const STEP = 2; // rows: scrolling by fewer draws nothing anew
+const AROUND = 3 * STEP; // rows that are drawn before and after those that are seen
 const SEEN = 16; // rows that are drawn before the height of the window is known
 
 function useNarrow() {
@@ -36,22 +37,23 @@ function sorted(rows, column, descending) {
 }
 
 /**
- * `columns` are `{title, cell(row), key(row)}`: one without `key` cannot be sorted by; `id(row)` tells rows apart.
+ * `columns` are `{title, cell(row, slot), key(row)}`: one without `key` cannot be sorted by; `id(row)` tells rows apart,
+ * `slot` is the number of the elements that show a row.
  */
 export function Table({ label, columns, rows, id, first = 0, empty }) {
   const narrow = useNarrow();
   const height = narrow ? HEIGHT.narrow : HEIGHT.wide;
   const box = useRef(null);
   const [order, setOrder] = useState({ column: first, descending: false });
-  const [view, setView] = useState({ start: 0, end: SEEN });
+  const [view, setView] = useState({ start: 0, drawn: SEEN });
   const ordered = useMemo(() => sorted(rows, columns[order.column], order.descending), [rows, order]);
 
   function look() {
     if (!box.current) return; // it has just left the page
     const { scrollTop, clientHeight } = box.current;
     const start = Math.max(0, Math.floor(scrollTop / height / STEP) * STEP - STEP);
-    const end = Math.ceil((scrollTop + clientHeight) / height / STEP) * STEP + STEP;
-    setView((old) => (old.start === start && old.end === end ? old : { start, end }));
+    const drawn = Math.ceil(clientHeight / height) + 1 + AROUND; // always as many: none is made or taken away
+    setView((old) => (old.start === start && old.drawn === drawn ? old : { start, drawn }));
   }
   useLayoutEffect(look, [height, rows.length === 0]);
   useEffect(() => {
@@ -77,8 +79,8 @@ export function Table({ label, columns, rows, id, first = 0, empty }) {
     (same ? controls(same)[meant.place] ?? box.current : box.current).focus({ preventScroll: true });
   });
 
-  const start = Math.min(view.start, Math.max(0, ordered.length - SEEN));
-  const end = Math.min(view.end, ordered.length);
+  const start = Math.min(view.start, Math.max(0, ordered.length - view.drawn));
+  const end = Math.min(start + view.drawn, ordered.length);
   const choices = columns.map((column, index) => ({ column, index })).filter(({ column }) => column.key);
   return html`
     <div class="sorter">
@@ -103,7 +105,7 @@ export function Table({ label, columns, rows, id, first = 0, empty }) {
         <tbody onFocusIn=${noteFocus} onFocusOut=${({ relatedTarget }) => relatedTarget && (focused.current = null)}>
           <${Space} height=${start * height} columns=${columns.length} />
           ${ordered.slice(start, end).map((row, place) => html`
-            <${Row} key=${place} row=${row} place=${start + place + 2} columns=${columns} id=${id} />`)}
+            <${Row} key=${place} slot=${place} row=${row} place=${start + place + 2} columns=${columns} id=${id} />`)}
           <${Space} height=${(ordered.length - end) * height} columns=${columns.length} />
         </tbody>
       </table>
@@ -111,11 +113,11 @@ export function Table({ label, columns, rows, id, first = 0, empty }) {
     </div>`;
 }
 
-const Row = ({ row, place, columns, id }) => html`
+const Row = ({ row, slot, place, columns, id }) => html`
   <tr data-id=${id(row)} aria-rowindex=${place}>
     ${columns.map((column, index) => index
-      ? html`<td key=${column.title} class=${column.kind} data-title=${column.title}>${column.cell(row)}</td>`
-      : html`<th key=${column.title} scope="row" class=${column.kind}>${column.cell(row)}</th>`)}
+      ? html`<td key=${column.title} class=${column.kind} data-title=${column.title}>${column.cell(row, slot)}</td>`
+      : html`<th key=${column.title} scope="row" class=${column.kind}>${column.cell(row, slot)}</th>`)}
   </tr>`;
 
 /** What of a row can have the focus. */

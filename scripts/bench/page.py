@@ -132,9 +132,8 @@ def moved(browser: Browser, url: str, script: str) -> tuple[float, float, int]:
     own = [e for e in events if (e["pid"], e["tid"]) == max(mains, key=fired.count)]
     begun = sorted(e["ts"] for e in own if e["name"] == "FireAnimationFrame")
     gaps = [(later - earlier) / 1e3 for earlier, later in pairwise(begun)]
-    tasks = [
-        e["dur"] / 1e3 for e in own if e["name"].endswith("RunTask") and begun[0] <= e["ts"] <= begun[-1]
-    ]
+    whole = (e for e in own if e["name"].endswith("RunTask") and "dur" in e)  # the last one is cut off
+    tasks = [e["dur"] / 1e3 for e in whole if begun[0] <= e["ts"] <= begun[-1]]
     return max(tasks), max(gaps), len(begun)
 
 

@@ -2,7 +2,7 @@
 import { UNREACHED, ask, heard, mayChange } from "../api.js";
 import { Running } from "../bars.js";
 import { html, useEffect, useMemo, useState } from "../html.js";
-import { Act, Badge, Confirm, Loaded, Search, Trouble, Waiting } from "../parts.js";
+import { Act, Badge, Confirm, Loaded, Search, Trouble, Waiting, naming } from "../parts.js";
 import { Plan } from "../plan.js";
 import { disk, installed, loaded, stats, useClock, useStore } from "../resources.js";
 import { Table } from "../table.js";
@@ -78,20 +78,20 @@ function matching(models, words) {
 
 function columnsOf(states, pose) {
   const columns = [
-    { title: "Model", kind: "name", key: (model) => model.id, cell: (model) => html`<${Name} model=${model} />` },
+    { title: "Model", kind: "name", key: (model) => model.id, cell: (model, slot) => html`<${Name} model=${model} slot=${slot} />` },
     { title: "Quantization", key: (model) => model.quantization, cell: (model) => shown(model.quantization ?? "–") },
     { title: "Size", kind: "number", key: (model) => model.size, cell: (model) => size(model.size) },
     { title: "Last used", key: (model) => (model.last_used ? -Date.parse(model.last_used) : null), cell: (model) => ago(model.last_used) },
     { title: "State", key: (model) => (states.has(model.id) ? 0 : 1), cell: (model) => html`<${State} state=${states.get(model.id)} />` },
   ];
   if (mayChange()) {
-    columns.push({ title: "Actions", kind: "actions", hidden: true, cell: (model) => html`<${Actions} model=${model} state=${states.get(model.id)} ask=${pose} />` });
+    columns.push({ title: "Actions", kind: "actions", hidden: true, cell: (model, slot) => html`<${Actions} model=${model} slot=${slot} state=${states.get(model.id)} ask=${pose} />` });
   }
   return columns;
 }
 
-const Name = ({ model }) => html`
-  <a href=${`#/models/${encodeURIComponent(model.id)}`}><bdi>${shown(model.id)}</bdi></a>
+const Name = ({ model, slot }) => html`
+  <a id=${`name-${slot}`} href=${`#/models/${encodeURIComponent(model.id)}`}><bdi>${shown(model.id)}</bdi></a>
   <small><bdi>${shown(model.owned_by)}</bdi></small>`;
 
 /** Whether a model is loaded. */
@@ -100,15 +100,15 @@ export const State = ({ state }) => (state
     state.state === "ready" ? "loaded" : shown(state.state)}<//>`
   : html`<span class="dim">not loaded</span>`);
 
-/** What can be done with a model. */
-export function Actions({ model, state, ask: pose }) {
+/** What can be done with a model; in a table, in the row that has this slot. */
+export function Actions({ model, state, ask: pose, slot }) {
   const name = shown(model.id);
   return html`<div class="actions">
     ${state && state.state !== "failed"
-      ? html`<${Act} label="Unload" name=${name} busy="Unloading …" run=${() => unload(model.id)} />`
-      : html`<${Act} label="Load" name=${name} busy="Loading …" run=${() => load(model.id)} />`}
-    <button type="button" class="secondary" aria-label=${`Verify ${name}`} onClick=${() => pose({ kind: "verify", id: model.id })}>Verify</button>
-    <button type="button" class="danger" aria-label=${`Delete ${name}`} onClick=${() => pose({ kind: "delete", id: model.id })}>Delete</button>
+      ? html`<${Act} label="Unload" name=${name} slot=${slot} busy="Unloading …" run=${() => unload(model.id)} />`
+      : html`<${Act} label="Load" name=${name} slot=${slot} busy="Loading …" run=${() => load(model.id)} />`}
+    <button type="button" class="secondary" ...${naming("Verify", name, slot)} onClick=${() => pose({ kind: "verify", id: model.id })}>Verify</button>
+    <button type="button" class="danger" ...${naming("Delete", name, slot)} onClick=${() => pose({ kind: "delete", id: model.id })}>Delete</button>
   </div>`;
 }
 
