@@ -956,6 +956,16 @@ def test_the_same_version_for_two_machines_can_be_told_apart(elsewhere: Program)
     assert elsewhere("libs", "pull", "--no-activate").code == 0
     assert elsewhere("libs", "pull", "--no-activate", "--os", "windows").code == 0
     assert elsewhere("libs", "use", "b3").out == "active: b3 (was b2)\n"
+    with serving(elsewhere) as daemon:
+        assert daemon.ask("DELETE", "/v1/libs/b3").status == 409
+        assert daemon.ask("DELETE", "/v1/libs/b3?os=amiga").status == 400
+        assert daemon.ask("DELETE", "/v1/libs/b3?os=windows&arch=arm64").status == 404
+        assert daemon.ask("DELETE", "/v1/libs/b3?os=windows&arch=amd64").status == 204
+    assert versions(elsewhere) == ("b3", "b2")
+    assert elsewhere("libs", "pull", "b3", "--no-activate", "--os", "windows").code == 0
+    assert elsewhere("libs", "use", "b2").code == 0
+    assert elsewhere("libs", "rm", "b3", "--os", "windows").err == "removed b3\n"
+    assert elsewhere("libs", "use", "b3").out == "active: b3 (was b2)\n"
 
 
 def test_companions_that_are_lacking_a_digest_are_not_unpacked(elsewhere: Program, hub: LocalHub) -> None:

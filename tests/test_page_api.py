@@ -41,6 +41,21 @@ def test_a_removal_frees_what_nobody_else_has(kawai: Program) -> None:
     assert frees(kawai, "linked") == 0
 
 
+def test_a_removal_frees_what_an_update_has_fetched_so_far(cli: Program, hub: LocalHub) -> None:
+    hub.add_file("me/one-GGUF", "one-Q8_0.gguf", tiny_gguf())
+    assert cli("models", "pull", "me/one-GGUF").code == 0
+    before = frees(cli, "one-Q8_0")
+    hub.add_file("me/one-GGUF", "one-Q8_0.gguf", tiny_gguf(name="Another") + os.urandom(3_000_000))
+    hub.throttle = 500_000
+    with cli.start("models", "update", "one-Q8_0") as update:
+        while frees(cli, "one-Q8_0") < before + 100_000:
+            assert update.poll() is None
+        update.kill()
+    assert frees(cli, "one-Q8_0") >= before + 100_000
+    assert cli("models", "rm", "one-Q8_0").code == 0
+    assert not list(cli.home.glob("kawai/models/.partial/*/*"))
+
+
 def again(daemon: Daemon, path: str, body: Json) -> Json | None:
     """What goes on with a pull that was begun so."""
     assert daemon.ask("POST", path, body).status == 200
