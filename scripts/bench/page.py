@@ -27,6 +27,9 @@ from stores import make_store
 
 MODELS = 1_000
 VIEW = {"width": 1280, "height": 800}
+QUIET = 700
+"""Milliseconds in which the page before goes, and the new one is made: neither is what is measured."""
+
 PLAIN = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>plain</title></head><body>
 <pre></pre>
 <script type="module">
@@ -93,6 +96,7 @@ def opened(browser: Browser, url: str) -> Iterator[Page]:
     context = browser.new_context(viewport=VIEW)  # type: ignore[arg-type] # its own kind of dict
     context.add_init_script(WATCH)
     page = context.new_page()
+    page.wait_for_timeout(QUIET)
     page.goto(url)
     page.wait_for_function("() => window.shownAt !== undefined")
     try:
