@@ -66,5 +66,12 @@ def test_nothing_in_it_is_from_elsewhere() -> None:
 def test_what_the_document_loads_is_there() -> None:
     named = re.findall(r'(?:href|src)="([^"]+)"', (UI / "index.html").read_text())
     assert [name for name in named if not name.startswith("../") and not (UI / name).is_file()] == []
-    first = {path.name for path in SCRIPTS if path.parent == UI}
-    assert first <= {Path(name).name for name in named}, "what every view needs is asked for at once"
+    needed, found = [UI / "app.js"], set()
+    while needed:
+        path = needed.pop()
+        found.add(path.relative_to(UI).as_posix())
+        imported = re.findall(r'^(?:import|export) [^;]*?from ?"(\.[^"]+)"', path.read_text(), re.MULTILINE)
+        needed += [(path.parent / name).resolve() for name in imported]
+        needed = [each for each in needed if each.relative_to(UI).as_posix() not in found]
+    scripts = {name for name in named if name.endswith(".js")}
+    assert scripts == found, "what the first view needs is asked for at once, and nothing more"

@@ -2,13 +2,13 @@
 import { UNREACHED, connection, heard, mayChange, recognise, session, signIn, signOut } from "./api.js";
 import { Heard } from "./bars.js";
 import { html, render, useEffect, useLayoutEffect, useRef, useState } from "./html.js";
-import { Notices, Trouble, Waiting, say, warn } from "./parts.js";
+import { Notices, Trouble, Waiting, later, say, warn } from "./parts.js";
 import { isOver, pulls, watchPulls } from "./pulls.js";
 import { disk, installed, useStore } from "./resources.js";
-import { SignIn } from "./signin.js";
 import { percent, size } from "./text.js";
 import { Models } from "./views/models.js";
 
+const SignIn = later(async () => (await import("./signin.js")).SignIn);
 const VIEWS = {
   models: { title: "Models", load: async () => Models },
   pulls: { title: "Pulls", load: async () => (await import("./views/pulls.js")).Pulls },

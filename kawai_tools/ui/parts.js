@@ -1,4 +1,5 @@
 // Small parts that every view uses: what is said, what failed, what is being waited for, questions, and actions.
+import { UNREACHED, heard } from "./api.js";
 import { html, useEffect, useRef, useState } from "./html.js";
 import { store } from "./observable.js";
 import { useStore } from "./resources.js";
@@ -54,6 +55,19 @@ export function Loaded({ from, what, children }) {
   const { data, problem } = useStore(from);
   if (data !== null) return html`<${Trouble} problem=${problem} />${children(data)}`;
   return problem ? html`<${Trouble} problem=${problem} />` : html`<${Waiting} what=${what} />`;
+}
+
+/** A component of a file that is fetched when it is first shown, so that the first view need not wait for it. */
+export function later(load) {
+  return function Later(props) {
+    const [Found, set] = useState(null);
+    useEffect(() => {
+      const go = () => load().then((found) => set(() => found), () => warn(UNREACHED));
+      go();
+      return heard(go);
+    }, []);
+    return Found && html`<${Found} ...${props} />`;
+  };
 }
 
 /** What is being done now, by label and name: a view that is left and come back to still tells. */

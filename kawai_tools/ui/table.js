@@ -6,8 +6,9 @@ import { html, useEffect, useLayoutEffect, useMemo, useRef, useState } from "./h
 const NARROW = matchMedia("(max-width: 48rem)");
 const HEIGHT = { wide: 48, narrow: 176 };
 const STEP = 2; // rows: scrolling by fewer draws nothing anew
-const AROUND = 3 * STEP; // rows that are drawn before and after those that are seen
-const SEEN = 16; // rows that are drawn before the height of the window is known
+const AROUND = 2 * STEP; // rows that are drawn before and after those that are seen
+const ABOVE = 272; // pixels of the page that are not the table's: what is seen first is drawn first, then what is around
+const seenFirst = (height) => Math.max(8, Math.ceil((innerHeight - ABOVE) / height) + 1);
 
 function useNarrow() {
   const [narrow, set] = useState(NARROW.matches);
@@ -45,7 +46,7 @@ export function Table({ label, columns, rows, id, first = 0, empty }) {
   const height = narrow ? HEIGHT.narrow : HEIGHT.wide;
   const box = useRef(null);
   const [order, setOrder] = useState({ column: first, descending: false });
-  const [view, setView] = useState({ start: 0, drawn: SEEN });
+  const [view, setView] = useState({ start: 0, drawn: seenFirst(height) });
   const ordered = useMemo(() => sorted(rows, columns[order.column], order.descending), [rows, order]);
 
   function look() {
@@ -55,7 +56,7 @@ export function Table({ label, columns, rows, id, first = 0, empty }) {
     const drawn = Math.ceil(clientHeight / height) + 1 + AROUND; // always as many: none is made or taken away
     setView((old) => (old.start === start && old.drawn === drawn ? old : { start, drawn }));
   }
-  useLayoutEffect(look, [height, rows.length === 0]);
+  useEffect(look, [height, rows.length === 0]);
   useEffect(() => {
     const watcher = new ResizeObserver(look);
     watcher.observe(box.current);

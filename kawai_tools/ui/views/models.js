@@ -2,13 +2,13 @@
 import { UNREACHED, ask, heard, mayChange } from "../api.js";
 import { Running } from "../bars.js";
 import { html, useEffect, useMemo, useState } from "../html.js";
-import { Act, Badge, Confirm, Loaded, Search, Trouble, Waiting, naming } from "../parts.js";
-import { Plan } from "../plan.js";
+import { Act, Badge, Confirm, Loaded, Search, Trouble, Waiting, later, naming } from "../parts.js";
 import { disk, installed, loaded, stats, useClock, useStore } from "../resources.js";
 import { Table } from "../table.js";
 import { ago, count, shown, size } from "../text.js";
-import { Verification } from "./verify.js";
 
+const Plan = later(async () => (await import("../plan.js")).Plan);
+const Verification = later(async () => (await import("./verify.js")).Verification);
 const EMPTY = [];
 export const READING = "Reading what is known of this model …";
 
