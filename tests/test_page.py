@@ -698,6 +698,13 @@ def test_the_focus_stays_with_its_row(browser: Browser, tmp_path: Path) -> None:
             page.wait_for_timeout(15)  # a frame, in which rows are drawn over
         words = ("{}", "Load {}", "Verify {}", "Delete {}")
         assert seen == [word.format(name) for name in names[:60] for word in words]
+        page.get_by_role("heading", level=1).evaluate("() => document.activeElement.blur()")
+        page.get_by_label("Search").evaluate(
+            "(field) => field.dispatchEvent(new Event('input', {bubbles: true}))"
+        )
+        page.get_by_role("button", name="Size", exact=True).evaluate("(head) => head.click()")
+        page.wait_for_timeout(100)  # what was left is not gone back to when rows are drawn anew
+        assert page.evaluate("document.activeElement === document.body")
 
 
 def test_the_keyboard_does_it_all(browser: Browser, full: Place) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from kawai_tools.api.ports import user_of
 from kawai_tools.api.sessions import CODE_LASTS, LASTS, MOST, MOST_CODES, MOST_EACH, Grant, Sessions
 from kawai_tools.errors import InvalidCode, SessionExpired
 from tests.program import Daemon, Program, Reply, serving
@@ -276,6 +278,20 @@ def test_a_code_for_one_user_is_of_no_use_to_another(house: House) -> None:
         else:
             assert json.loads(ended.stdout)["error"]["code"] == code
             assert house.of(house.begin({"code": made}))  # whoever tries does not use it up
+
+
+def test_only_the_connection_that_asks_tells_whose_it_is() -> None:
+    """Others from the same port may be another user's, and those that are over count as root's."""
+    if sys.platform != "linux":
+        pytest.skip("Linux tells")
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as client:
+        client.connect(server.getsockname())
+        host, port = server.getsockname()
+        assert user_of(client.getsockname(), (host, port)) == os.geteuid()
+        assert user_of(client.getsockname(), (f"::ffff:{host}", port)) == os.geteuid()
+        assert user_of(client.getsockname(), (host, port - 1)) is None
+        assert user_of(client.getsockname(), ("127.0.0.2", port)) is None
+        assert user_of((host, port), (host, port)) is None
 
 
 def test_a_session_lasts_no_longer_than_its_token(house: House) -> None:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 _IP = ipaddress.IPv4Address | ipaddress.IPv6Address
-_LISTENS = "0A"
+_LISTENS, _CONNECTED = "0A", "01"
 _PROC = Path("/proc")
 
 
 def holder_of(port: int, address: str) -> str | None:
     """Name and process id of the program that keeps an address from being bound; ``None`` if not known."""
-    wanted = ipaddress.ip_address(address.partition("%")[0])
+    wanted = _plain(address)
     inodes = {f"socket:[{inode}]" for inode in _listening(port, wanted)}
     if not inodes:
         return None
@@ -27,10 +27,14 @@ def holder_of(port: int, address: str) -> str | None:
     return None
 
 
-def user_of(client: tuple[str, int]) -> int | None:
-    """The id of the user who connects from an address and port; ``None`` where that is no socket of here."""
-    wanted = ipaddress.ip_address(client[0].partition("%")[0])
-    return next((each.user for each in _sockets(client[1]) if each.address == wanted), None)
+def user_of(client: tuple[str, int], server: tuple[str, int]) -> int | None:
+    """The id of the user who has this connection from ``client`` to ``server``; ``None`` if not from here.
+
+    One port may have connections of several users to several servers, and some that are over count as root's.
+    """
+    here, there = _plain(client[0]), (_plain(server[0]), server[1])
+    found = (each for each in _sockets(client[1]) if each.state == _CONNECTED)
+    return next((each.user for each in found if (each.address, each.peer) == (here, there)), None)
 
 
 def _listening(port: int, wanted: _IP) -> Iterator[str]:
@@ -45,6 +49,7 @@ class _Socket(NamedTuple):
     """One end of a connection, or what waits for some, on this side of it."""
 
     address: _IP
+    peer: tuple[_IP, int]
     state: str
     user: int
     inode: str
@@ -59,16 +64,22 @@ def _sockets(port: int) -> Iterator[_Socket]:
             continue
         for line in lines:
             words = line.split()
-            where, _, number = words[1].partition(":")
-            if int(number, 16) == port:
-                yield _Socket(_address(where), words[3], int(words[7]), words[9])
+            here, there = _end(words[1]), _end(words[2])
+            if here[1] == port:
+                yield _Socket(here[0], there, words[3], int(words[7]), words[9])
 
 
-def _address(words: str) -> _IP:
-    """An address as the kernel writes it: 32-bit words in the machine's own byte order."""
+def _plain(address: str) -> _IP:
+    found = ipaddress.ip_address(address.partition("%")[0])
+    return getattr(found, "ipv4_mapped", None) or found
+
+
+def _end(text: str) -> tuple[_IP, int]:
+    """An address, as the kernel writes it in 32-bit words of the machine's own byte order, and a port."""
+    words, _, number = text.partition(":")
     data = b"".join(int(words[at : at + 8], 16).to_bytes(4, sys.byteorder) for at in range(0, len(words), 8))
     found = ipaddress.ip_address(data)
-    return getattr(found, "ipv4_mapped", None) or found
+    return getattr(found, "ipv4_mapped", None) or found, int(number, 16)
 
 
 def _links(process: Path) -> Iterator[str]:

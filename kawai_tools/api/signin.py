@@ -99,16 +99,16 @@ class SigningIn:
         return _setting("", 0, request.headers)
 
     async def _give_code(self, asked: CodeRequest, request: Asking) -> NewCode:
-        grant = self._access.who(request.headers.raw).grant
         user = await _user(request) if asked.same_user else None
+        grant = self._access.who(request.headers.raw).grant  # as it is now: tokens may be asked for since
         made = self._access.sessions.give_code(grant, user)
         return NewCode(made.code, made.expires_at)
 
 
 async def _user(request: Asking) -> int | None:
     """The id of the user who asks, where that is somebody on this machine."""
-    client = request.client
-    return None if client is None else await asyncio.to_thread(user_of, (client.host, client.port))
+    client, server = request.scope["client"], request.scope["server"]
+    return None if client is None else await asyncio.to_thread(user_of, tuple(client), tuple(server))
 
 
 def _setting(value: str, seconds: int, sent: Mapping[str, str]) -> Response:

@@ -70,12 +70,14 @@ export function Table({ label, columns, rows, id, first = 0, empty }) {
   const focused = useRef(null);
   function noteFocus({ target }) {
     const row = target.closest("tr");
-    focused.current = { id: row.dataset.id, place: controls(row).indexOf(target) };
+    focused.current = { id: row.dataset.id, place: controls(row).indexOf(target), target };
   }
   useLayoutEffect(() => {
     // rows are drawn over: the focus stays with the row that it was in, and where that has gone, in the table
     const at = document.activeElement, row = at?.closest?.("tbody tr"), meant = focused.current;
-    if (!meant || row?.dataset.id === meant.id || (at !== document.body && !box.current.contains(row))) return;
+    if (!meant || row?.dataset.id === meant.id) return;
+    const hasLeft = at === document.body ? meant.target.isConnected : !box.current.contains(row); // of its own will
+    if (hasLeft) { focused.current = null; return; }
     const same = [...box.current.querySelectorAll("tbody tr[data-id]")].find((each) => each.dataset.id === meant.id);
     (same ? controls(same)[meant.place] ?? box.current : box.current).focus({ preventScroll: true });
   });
